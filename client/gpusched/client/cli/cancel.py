@@ -1,0 +1,57 @@
+"""`gpusched cancel ID…`: end jobs, waiting or running."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gpusched.client.cli.output import Mode, Output, document
+from gpusched.client.cli.parsing import Parser, add_json, checked, job_id, short_text
+from gpusched.client.cli.session import Session
+
+
+def configure(parser: Parser) -> None:
+    """Arguments."""
+    parser.add_argument("ids", metavar="ID", nargs="+", type=checked("ID", job_id), help="a job's id")
+    parser.add_argument(
+        "--reason", metavar="TEXT", default="", type=checked("--reason", short_text), help="shown to the job's holder"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Try each; 1 if any could not be cancelled."""
+    import gpusched.v1.scheduler_pb2 as pb
+    from gpusched.client.errors import GpuschedError, ServerUnavailable
+
+    jobs: list[object] = []
+    errors: list[object] = []
+    with Session(args, output) as session:
+        for number in dict.fromkeys(args.ids):
+            request = pb.CancelJobRequest(job_id=number, reason=args.reason)
+            try:
+                job = session.call_as_owner(session.scheduler.CancelJob, request).job
+            except ServerUnavailable:
+                raise
+            except GpuschedError as error:
+                output.error(_named(number, str(error)))
+                errors.append({"job_id": number, "reason": error.reason, "message": str(error)})
+            else:
+                output.say(_told(job))
+                jobs.append(document(job) if output.mode is Mode.JSON else None)
+    if output.mode is Mode.JSON:
+        output.json({"jobs": jobs, "errors": errors})
+    return 1 if errors else 0
+
+
+def _named(number: str, message: str) -> str:
+    """The server's sentence, with the job's id where it does not say it."""
+    return message if number in message else f"job {number}: {message}"
+
+
+def _told(job: Any) -> str:
+    from gpusched.client.cli import show
+
+    if show.has_ended(job):
+        return f"job {job.id} is {show.job_state(job.state).lower().replace('_', ' ')}"
+    return f"job {job.id} is told to end; its GPUs are taken back if it does not"

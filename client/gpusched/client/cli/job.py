@@ -1,0 +1,168 @@
+"""`gpusched job ID`: everything about one job."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from gpusched.client.cli.output import Cell, Mode, Output, document, paint
+from gpusched.client.cli.parsing import Parser, add_listing, checked, job_id
+from gpusched.client.cli.session import Session
+
+
+def configure(parser: Parser) -> None:
+    """Arguments."""
+    parser.add_argument("id", metavar="ID", type=checked("ID", job_id), help="the job's id")
+    add_listing(parser)
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Show it, once or until the job has ended."""
+    import gpusched.v1.scheduler_pb2 as pb
+
+    with Session(args, output) as session:
+        if args.watch:
+            from gpusched.client.cli.watch import follow
+
+            request = pb.WatchJobsRequest(job_id=args.id)
+            return follow(session, output, lambda: session.scheduler.WatchJobs(request), JobView(output))
+        job = session.call(session.scheduler.GetJob, pb.GetJobRequest(job_id=args.id)).job
+        if output.mode is Mode.JSON:
+            output.json(document(job))
+        else:
+            output.lines(account(job, output))
+        return 0
+
+
+def account(job: Any, output: Output) -> list[str]:
+    """A job in full, as lines."""
+    import shlex
+
+    from gpusched.client.cli import show
+    from gpusched.client.units import format_duration, format_size
+
+    now = time.time()
+    state = show.job_state(job.state)
+    asks = show.count(job.resources.gpus, "GPU")
+    if job.resources.gpu_memory_bytes:
+        asks += f" of at least {format_size(job.resources.gpu_memory_bytes)}"
+    if job.resources.gpu_model:
+        asks += f", model with “{job.resources.gpu_model}”"
+    if job.resources.node:
+        asks += f", on {job.resources.node}"
+    facts = [
+        ("Job", Cell(job.id + (f"  {job.name}" if job.name else ""))),
+        ("State", Cell(_state(job, state), show.STATE_COLOURS.get(state, ""))),
+        ("User", Cell(f"{job.user} (uid {job.uid})")),
+        ("Asks for", Cell(asks)),
+        ("Priority", Cell(str(job.priority))),
+        ("Time limit", Cell(show.limit(job) if job.HasField("time_limit") else "none")),
+    ]
+    if job.command:
+        facts.append(("Command", Cell(shlex.join(job.command))))
+    if job.HasField("submitted_at"):
+        facts.append(("Asked", Cell(show.clock(job.submitted_at))))
+    if job.HasField("started_at"):
+        waited = show.seconds(job.started_at) - show.seconds(job.submitted_at)
+        facts.append(("Started", Cell(f"{show.clock(job.started_at)}, after a wait of {format_duration(waited)}")))
+    if job.HasField("ended_at"):
+        ran = f", after {show.elapsed(job, now)}" if job.HasField("started_at") else ""
+        facts.append(("Ended", Cell(show.clock(job.ended_at) + ran)))
+    if state == "QUEUED" and job.reason.message:
+        facts.append(("Waits for", Cell(job.reason.message)))
+    if state == "QUEUED" and job.HasField("forecast"):
+        facts.append(("Expected", Cell(show.clock(job.forecast))))
+    if state == "QUEUED" and job.HasField("promise"):
+        facts.append(("At the latest", Cell(show.clock(job.promise))))
+    had = "Had" if show.has_ended(job) else "Has"
+    facts += [(had if n == 0 else "", Cell(_gpu(gpu))) for n, gpu in enumerate(job.gpus)]
+    if job.lease_id:
+        facts.append(("Lease", Cell(job.lease_id)))
+    if job.holder_pid:
+        facts.append(("Holder", Cell(f"pid {job.holder_pid}" + (f" on {job.node}" if job.node else ""))))
+    if job.HasField("outcome"):
+        facts.append(("Outcome", Cell(_outcome(job.outcome))))
+    lines = output.facts(facts)
+    if job.history:
+        lines += ["", paint("History", "bold", output.colour), *_history(job.history, output)]
+    return lines
+
+
+def _state(job: Any, state: str) -> str:
+    from gpusched.client.cli import show
+
+    if state == "QUEUED" and job.position:
+        return f"{state}, place {job.position} in the queue, waiting for {show.elapsed(job, time.time())}"
+    if state == "RUNNING":
+        return f"{state} for {show.elapsed(job, time.time())}"
+    return state
+
+
+def _gpu(gpu: Any) -> str:
+    from gpusched.client.units import format_size
+
+    memory = f", {format_size(gpu.memory_bytes)}" if gpu.memory_bytes else ""
+    return f"GPU {gpu.index} on {gpu.node}: {gpu.model}{memory} ({gpu.uuid})"
+
+
+def _outcome(outcome: Any) -> str:
+    from gpusched.client.cli import show
+
+    parts = []
+    if outcome.HasField("exit_status"):
+        parts.append(f"exit status {outcome.exit_status}")
+    if outcome.signal:
+        parts.append(show.ended(outcome))
+    if outcome.message:
+        parts.append(outcome.message)
+    return "; ".join(parts) or show.NONE
+
+
+def _history(history: Any, output: Output) -> list[str]:
+    from gpusched.client.cli import show
+
+    return output.facts(
+        [(f"  {show.clock(event.at)}  {show.job_state(event.state):<9}", Cell(event.message)) for event in history],
+        bold=False,
+    )
+
+
+class JobView:
+    """The newest account of one job."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._job: Any = None
+        self._said: tuple[str, str] | None = None
+
+    def take(self, message: Any) -> None:
+        """Keep the newest."""
+        for job in message.jobs:
+            self._job = job
+
+    def frame(self) -> list[str]:
+        """The account."""
+        return account(self._job, self._output) if self._job else []
+
+    def news(self) -> list[str]:
+        """A line with the time, where its state, place or reason changed."""
+        from gpusched.client.cli import show
+
+        if self._job is None:
+            return []
+        state = show.job_state(self._job.state)
+        words = [_state(self._job, state).split(", waiting", 1)[0] if state == "QUEUED" else state]
+        if state == "RUNNING":
+            words.append(f"on GPU {show.allocation(self._job.gpus, with_node=True)}")
+        elif detail := (self._job.reason.message if state == "QUEUED" else _outcome(self._job.outcome)):
+            words.append(detail)
+        line = f"job {self._job.id} {': '.join(words)}"
+        if self._said == (self._job.id, line):
+            return []
+        self._said = (self._job.id, line)
+        return [f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}"]
+
+    def document(self, message: Any) -> object | None:
+        """The job, as `gpusched job --json` shows it, less its history."""
+        return document(message.jobs[-1]) if message.jobs else None

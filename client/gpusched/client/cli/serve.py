@@ -1,0 +1,24 @@
+"""`gpusched serve` and `gpusched stop`: the scheduler's own program takes over, arguments unread."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from gpusched.client.cli.output import Output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Nothing: the scheduler reads its arguments itself."""
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Become the scheduler's program; comes back only if that cannot be started."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, "-m", "gpusched.scheduler", args.command, *args.rest])
+    except OSError as error:
+        output.error(f"cannot start {sys.executable}: {error.strerror}")
+    return 1

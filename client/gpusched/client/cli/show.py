@@ -1,0 +1,159 @@
+"""The words for jobs and GPUs: states, times, amounts, reasons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from gpusched.client.units import format_duration
+
+NONE = "-"
+"""Shown where a field has no value."""
+
+STATE_COLOURS = {
+    "RUNNING": "green",
+    "QUEUED": "yellow",
+    "COMPLETED": "dim",
+    "CANCELLED": "dim",
+    "FAILED": "red",
+    "TIMED_OUT": "red",
+    "PREEMPTED": "magenta",
+    "LOST": "red",
+    "FREE": "green",
+    "ALLOCATED": "cyan",
+    "CHECKING": "yellow",
+    "DIRTY": "yellow",
+    "FOREIGN": "yellow",
+    "UNHEALTHY": "red",
+    "DRAINED": "magenta",
+}
+
+
+def job_state(number: int) -> str:
+    """`RUNNING` for JOB_STATE_RUNNING; a state of a newer server by its number."""
+    from gpusched.v1 import job_pb2
+
+    return _enum(job_pb2.JobState, number, "JOB_STATE_")
+
+
+def gpu_state(number: int) -> str:
+    """`FREE` for GPU_STATE_FREE; a state of a newer server by its number."""
+    from gpusched.v1 import resources_pb2
+
+    return _enum(resources_pb2.GpuState, number, "GPU_STATE_")
+
+
+def _enum(kind: Any, number: int, prefix: str) -> str:
+    try:
+        name: str = kind.Name(number)
+    except ValueError:
+        return f"STATE_{number}"
+    return name.removeprefix(prefix)
+
+
+def has_ended(job: Any) -> bool:
+    """Whether a job is in a final state."""
+    return job_state(job.state) not in ("QUEUED", "RUNNING")
+
+
+def seconds(timestamp: Any) -> float:
+    """Seconds since the epoch of a protobuf Timestamp, or seconds of a Duration."""
+    whole: float = timestamp.seconds + timestamp.nanos / 1e9
+    return whole
+
+
+def elapsed(job: Any, now: float) -> str:
+    """How long a job has run, or waited so far."""
+    if job.HasField("started_at"):
+        begin = seconds(job.started_at)
+    elif job.HasField("submitted_at"):
+        begin = seconds(job.submitted_at)
+    else:
+        return NONE
+    end = seconds(job.ended_at) if job.HasField("ended_at") else now
+    return format_duration(max(end - begin, 0))
+
+
+def limit(job: Any) -> str:
+    """A job's time limit."""
+    return format_duration(seconds(job.time_limit)) if job.HasField("time_limit") else NONE
+
+
+def clock(timestamp: Any) -> str:
+    """A point in time, local, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds(timestamp)))
+
+
+def gibibytes(count: int) -> str:
+    """GiB without the unit, for columns: `11.2`, `80`."""
+    return f"{count / 2**30:.1f}".removesuffix(".0")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 GPU`, `3 GPUs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def indices(numbers: Iterable[int]) -> str:
+    """`0-2,5` for 0, 1, 2 and 5."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def allocation(gpus: Iterable[Any], with_node: bool) -> str:
+    """Indices of an allocation's GPUs, by node where asked: `0-3`, or `node0:0-3 node1:0`."""
+    nodes: dict[str, list[int]] = {}
+    for gpu in gpus:
+        nodes.setdefault(gpu.node, []).append(gpu.index)
+    return " ".join(f"{node}:{indices(found)}" if with_node else indices(found) for node, found in nodes.items())
+
+
+def short_reason(job: Any) -> str:
+    """Why a job waits, or how it ended, in a few words; empty for one that runs."""
+    state = job_state(job.state)
+    if state == "QUEUED":
+        return waiting(job.reason)
+    if state == "RUNNING":
+        return ""
+    return ended(job.outcome)
+
+
+def waiting(reason: Any) -> str:
+    """Why a job waits, in a few words; the server's sentence where there are none."""
+    from gpusched.v1 import job_pb2
+
+    if reason.code == job_pb2.REASON_CODE_RESOURCES and reason.gpus_needed:
+        return f"needs {reason.gpus_needed}, {reason.gpus_free} free"
+    if reason.code == job_pb2.REASON_CODE_PRIORITY and reason.ahead_job_id:
+        return f"behind job {reason.ahead_job_id}"
+    if reason.code == job_pb2.REASON_CODE_UNCONFIRMED:
+        return "its client does not answer"
+    if reason.code == job_pb2.REASON_CODE_READY:
+        return "starts next"
+    if reason.code == job_pb2.REASON_CODE_STARTING:
+        return "just asked"
+    return str(reason.message)
+
+
+def ended(outcome: Any) -> str:
+    """How a job ended, in a few words."""
+    if outcome.signal:
+        return f"killed by {_signal(outcome.signal)}"
+    if outcome.HasField("exit_status") and outcome.exit_status:
+        return f"exit {outcome.exit_status}"
+    return str(outcome.message)
+
+
+def _signal(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,5 @@
+"""`python -m gpusched.client.gsrun`."""
+
+from gpusched.client.gsrun.main import main
+
+main()

@@ -1,0 +1,201 @@
+"""gsrun's command line. Parsed by hand: argparse and what it imports would be a tenth of the start-up time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from gpusched.client.usage import UsageError
+
+MAX_GPUS = 1_000_000
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
+MAX_NAME_CHARACTERS = 128
+
+USAGE: Final = "usage: gsrun [-n GPUS] [--time 2h] [options] [--] command [arguments…]"
+
+HELP: Final = f"""{USAGE}
+
+Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs are free again when it ends.
+
+  -n, --gpus GPUS       how many GPUs, all or nothing (default 1)
+  --gpu-memory SIZE     each GPU with at least this much memory: 40G, 512M
+  --gpu-model TEXT      each GPU's model name contains this: H100, a100-sxm
+  --time DURATION       end the command after this long: 2h, 90m, 1-12:00:00
+  --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0 for the scheduler's own user)
+  --name NAME           shown in lists (default: the command's name)
+  --max-wait DURATION   give up after waiting this long
+  --immediate           do not wait: fail if the GPUs are not free now
+  --dry-run             only tell what would happen
+  --leave-children      leave running what the command leaves behind when it ends
+  --url HOST:PORT       the scheduler's address (default $GPUSCHED_URL, else 127.0.0.1:9123)
+  -v, --verbose         say more     -q, --quiet   say nothing but errors
+  --version             tell the version and exit
+  -h, --help            this text
+
+Exit status: the command's; 128+n if signal n killed it; 124 at the time limit; 126, 127 if the command cannot be run or
+found. When it did not run: 2 wrong request, 69 no scheduler, 75 no GPUs now, 77 not allowed, 125 gsrun itself failed.
+While the command runs, 76: the lease was lost, 143: somebody cancelled the job. More in docs/gsrun.md.
+"""
+
+
+class HelpAsked(Exception):
+    """`--help` or `--version`; `text` is the answer, empty for the version."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Options:
+    """What the command line says. Durations in seconds, sizes in bytes; 0 where nothing was said."""
+
+    def __init__(self) -> None:
+        self.gpus = 1
+        self.gpu_memory_bytes = 0
+        self.gpu_model = ""
+        self.priority = 0
+        self.name = ""
+        self.time_limit = 0.0
+        self.max_wait = 0.0
+        self.immediate = False
+        self.dry_run = False
+        self.leave_children = False
+        self.verbose = False
+        self.quiet = False
+        self.url = ""
+        self.command: list[str] = []
+        self.given: set[str] = set()  # the long names of all options that were given
+
+
+def parse(words: Sequence[str]) -> Options:
+    """The options from the words of the command line, the program's name left out.
+
+    Raises:
+        UsageError: naming the option and what is allowed.
+        HelpAsked: for `--help` and `--version`.
+    """
+    options = Options()
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.pop(0)
+        if word == "--":
+            break
+        for name, attached in _split(word):
+            _take(options, name, attached, rest)
+    options.command = rest
+    if options.verbose and options.quiet:
+        raise UsageError("-q", "-v -q", "give one of the two")
+    if not rest and not options.dry_run:
+        raise UsageError("command", "", f"say what to run\n{USAGE}")
+    if rest and not rest[0]:
+        raise UsageError("command", "", "its first word is empty; give a program's name")
+    return options
+
+
+def _split(word: str) -> Iterator[tuple[str, str | None]]:
+    """`--name=value`, `-n2`, `-vn2` as option and attached value (None: there is none)."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        yield name, value if equals else None
+        return
+    letters = word[1:]
+    while letters:
+        name, letters = f"-{letters[0]}", letters[1:]
+        if name in _WITH_VALUE:
+            yield name, letters or None
+            return
+        yield name, None
+
+
+def _take(options: Options, name: str, attached: str | None, rest: list[str]) -> None:
+    name = _LONG.get(name, name)
+    if setter := _WITH_VALUE.get(name):
+        if attached is None and not rest:
+            raise UsageError(name, "", "it needs a value")
+        setter(options, rest.pop(0) if attached is None else attached)
+    elif name in _FLAGS:
+        if attached is not None:
+            raise UsageError(name, attached, "it takes no value")
+        setattr(options, name[2:].replace("-", "_"), True)
+    elif name == "--help":
+        raise HelpAsked(HELP)
+    elif name == "--version":
+        raise HelpAsked("")
+    else:
+        raise UsageError("option", name, f"gsrun --help lists them; put `--` before a command that starts with -\n{USAGE}")
+    options.given.add(name)
+
+
+def _whole_number(field: str, text: str, least: int, most: int, allowed: str) -> int:
+    digits = text.removeprefix("-").removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9 or not least <= int(text) <= most:
+        raise UsageError(field, text, allowed)
+    return int(text)
+
+
+def _set_gpus(options: Options, text: str) -> None:
+    options.gpus = _whole_number("-n", text, 1, MAX_GPUS, "give a whole number of GPUs, 1 or more")
+
+
+def _set_priority(options: Options, text: str) -> None:
+    allowed = f"give a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}"
+    options.priority = _whole_number("--priority", text, LOWEST_PRIORITY, HIGHEST_PRIORITY, allowed)
+
+
+def _set_name(options: Options, text: str) -> None:
+    if not text or len(text) > MAX_NAME_CHARACTERS or not text.isprintable():
+        allowed = f"give 1 to {MAX_NAME_CHARACTERS} characters, without line breaks or control characters"
+        raise UsageError("--name", text, allowed)
+    options.name = text
+
+
+def _set_model(options: Options, text: str) -> None:
+    if not text or len(text) > MAX_NAME_CHARACTERS or not text.isprintable():
+        raise UsageError("--gpu-model", text, "give a part of a model's name, such as H100 or a100-sxm")
+    options.gpu_model = text
+
+
+def _set_memory(options: Options, text: str) -> None:
+    from gpusched.client.units import parse_size
+
+    options.gpu_memory_bytes = parse_size(text, "--gpu-memory")
+
+
+def _seconds(field: str, text: str) -> float:
+    from gpusched.client.units import DURATION_ALLOWED, parse_duration
+
+    seconds = parse_duration(text, field)
+    if seconds <= 0:
+        raise UsageError(field, text, f"{DURATION_ALLOWED}, more than 0")
+    return seconds
+
+
+def _set_time(options: Options, text: str) -> None:
+    options.time_limit = _seconds("--time", text)
+
+
+def _set_max_wait(options: Options, text: str) -> None:
+    options.max_wait = _seconds("--max-wait", text)
+
+
+def _set_url(options: Options, text: str) -> None:
+    from gpusched.client.address import server_address
+
+    if not text:
+        raise UsageError("--url", text, "give host:port, such as 127.0.0.1:9123")
+    options.url = server_address(text)
+
+
+_WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
+    "-n": _set_gpus,
+    "--gpus": _set_gpus,
+    "--gpu-memory": _set_memory,
+    "--gpu-model": _set_model,
+    "--time": _set_time,
+    "--priority": _set_priority,
+    "--name": _set_name,
+    "--max-wait": _set_max_wait,
+    "--url": _set_url,
+}
+_FLAGS: Final = frozenset({"--immediate", "--dry-run", "--leave-children", "--verbose", "--quiet"})
+_LONG: Final = {"-n": "--gpus", "-v": "--verbose", "-q": "--quiet", "-h": "--help"}

@@ -1,0 +1,339 @@
+"""What the scheduler tells, as plain immutable values. No protobuf here; `convert` makes them.
+
+Times are aware datetimes in UTC, durations timedeltas, sizes bytes. A value that the scheduler did not give is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is between its acceptance and its end."""
+
+    UNKNOWN = "unknown"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    PREEMPTED = "preempted"
+    LOST = "lost"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job."""
+        return self not in (JobState.UNKNOWN, JobState.QUEUED, JobState.RUNNING)
+
+
+class JobKind(StrEnum):
+    """Who runs the job's work."""
+
+    UNKNOWN = "unknown"
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class ReasonCode(StrEnum):
+    """Why a job waits, for programs."""
+
+    UNKNOWN = "unknown"
+    RESOURCES = "resources"
+    PRIORITY = "priority"
+    PAUSED = "paused"
+    UNAVAILABLE = "unavailable"
+    UNCONFIRMED = "unconfirmed"
+    STARTING = "starting"
+    READY = "ready"
+
+
+class GpuState(StrEnum):
+    """What a GPU is doing, as far as it may be handed out."""
+
+    UNKNOWN = "unknown"
+    FREE = "free"
+    ALLOCATED = "allocated"
+    DIRTY = "dirty"
+    FOREIGN = "foreign"
+    UNHEALTHY = "unhealthy"
+    DRAINED = "drained"
+    CHECKING = "checking"
+
+
+class NoticeKind(StrEnum):
+    """What a notice to a holder is about. `AWAY` comes from the client itself: the scheduler does not answer."""
+
+    UNKNOWN = "unknown"
+    TIME_LIMIT = "time_limit"
+    PREEMPTION = "preemption"
+    GPU_UNHEALTHY = "gpu_unhealthy"
+    GPU_FOREIGN = "gpu_foreign"
+    DRAIN = "drain"
+    SERVER_STOPPING = "server_stopping"
+    CANCEL = "cancel"
+    AWAY = "away"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatedGpu:
+    """One GPU of a lease.
+
+    Attributes:
+        uuid: NVML's stable name.
+        index: its number on its node in PCI bus order.
+        node: name of its node.
+        model: product name.
+        memory_bytes: total memory.
+    """
+
+    uuid: str
+    index: int = -1
+    node: str = ""
+    model: str = ""
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """One GPU in the way of a waiting job, and who holds it until when."""
+
+    gpu_uuid: str
+    gpu_index: int
+    node: str
+    gpu_state: GpuState
+    job_id: str = ""
+    user: str = ""
+    job_name: str = ""
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What stands between a waiting job and its GPUs; `message` is for people."""
+
+    code: ReasonCode = ReasonCode.UNKNOWN
+    message: str = ""
+    gpus_needed: int = 0
+    gpus_free: int = 0
+    blockers: tuple[Blocker, ...] = ()
+    ahead_job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueUpdate:
+    """The place of a waiting job.
+
+    Attributes:
+        job_id: the job.
+        position: rank in the queue, 1 is next.
+        total: how many wait.
+        reason: why it waits.
+        submitted_at: since when.
+        forecast: when it is expected to start.
+        promise: when it starts at the latest if running jobs keep their limits.
+    """
+
+    job_id: str
+    position: int
+    total: int
+    reason: Reason = field(default_factory=Reason)
+    submitted_at: datetime | None = None
+    forecast: datetime | None = None
+    promise: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A word to the holder of a lease. What it announces happens at `deadline`, if there is one."""
+
+    kind: NoticeKind
+    message: str
+    deadline: datetime | None = None
+    job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a job was given.
+
+    Attributes:
+        epoch: fencing token, rises with every grant.
+        environment: variables for the work.
+        expires_at: when the time limit ends.
+    """
+
+    job_id: str
+    lease_id: str
+    epoch: int
+    gpus: tuple[AllocatedGpu, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    granted_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended."""
+
+    exit_status: int | None = None
+    signal: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One line of a job's history."""
+
+    at: datetime | None
+    state: JobState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request for GPUs.
+
+    Attributes:
+        gpus_requested: how many it asked for; `gpu_memory_bytes` and `gpu_model` what each must have.
+        command: what runs, for its owner and the scheduler's own user alone.
+        position: rank when waiting, else 0; `reason` then says why.
+        gpus: what it has or had.
+        holder_pid: the process that holds its lease, 0 if unknown.
+        history: what happened to it, oldest first (from `job()` only).
+    """
+
+    id: str
+    kind: JobKind
+    state: JobState
+    name: str
+    user: str
+    uid: int
+    gpus_requested: int
+    gpu_memory_bytes: int
+    gpu_model: str
+    priority: int
+    time_limit: timedelta | None
+    command: tuple[str, ...]
+    submitted_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    position: int
+    reason: Reason | None
+    gpus: tuple[AllocatedGpu, ...]
+    lease_id: str
+    outcome: Outcome | None
+    holder_pid: int
+    node: str
+    history: tuple[JobEvent, ...] = ()
+    forecast: datetime | None = None
+    promise: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobsChange:
+    """Jobs that changed; with `snapshot`, all that match (the first of a watch)."""
+
+    jobs: tuple[Job, ...]
+    snapshot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a job waits: the job, and the whole account in sentences."""
+
+    job: Job
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process on a GPU; `job_id` is the job under whose lease it runs, empty for none."""
+
+    pid: int
+    user: str
+    command: str
+    memory_bytes: int
+    job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU and its last reading; readings that the device does not give are None.
+
+    Attributes:
+        message: why it is not free.
+        job_id, user: who holds it.
+        observed_at: when it was read.
+    """
+
+    uuid: str
+    index: int
+    node: str
+    model: str
+    memory_bytes: int
+    state: GpuState
+    message: str
+    drained: bool
+    job_id: str
+    user: str
+    memory_used_bytes: int
+    utilization_percent: int | None
+    temperature_celsius: int | None
+    power_watts: float | None
+    processes: tuple[GpuProcess, ...]
+    observed_at: datetime | None
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine with GPUs; `local` is the scheduler's own."""
+
+    name: str
+    gpus_total: int
+    gpus_allocated: int
+    gpus_free: int
+    drained: bool
+    labels: Mapping[str, str]
+    last_seen_at: datetime | None
+    driver_version: str
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Who answers, and a count of everything.
+
+    Attributes:
+        jobs_total: jobs known: running, queued and those in the history.
+        inventory_mode: `real` or `simulated`.
+        user, uid, pid: the scheduler's process.
+        caller: who you are, as the kernel told the scheduler.
+    """
+
+    service: str
+    version: str
+    started_at: datetime | None
+    uptime: timedelta | None
+    address: str
+    gpus_total: int
+    gpus_allocated: int
+    gpus_free: int
+    jobs_running: int
+    jobs_queued: int
+    jobs_total: int
+    paused: bool
+    pause_reason: str
+    inventory_mode: str
+    node: str
+    user: str
+    uid: int
+    pid: int
+    state_id: str
+    admin_socket: str
+    policy: str
+    caller: str

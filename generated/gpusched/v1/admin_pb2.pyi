@@ -1,0 +1,59 @@
+from gpusched.v1 import resources_pb2 as _resources_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DrainTarget(_message.Message):
+    __slots__ = ("gpu", "node")
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    gpu: str
+    node: str
+    def __init__(self, gpu: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("target", "reason")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    target: DrainTarget
+    reason: str
+    def __init__(self, target: _Optional[_Union[DrainTarget, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("gpus",)
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    gpus: _containers.RepeatedCompositeFieldContainer[_resources_pb2.Gpu]
+    def __init__(self, gpus: _Optional[_Iterable[_Union[_resources_pb2.Gpu, _Mapping]]] = ...) -> None: ...
+
+class UndrainRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: DrainTarget
+    def __init__(self, target: _Optional[_Union[DrainTarget, _Mapping]] = ...) -> None: ...
+
+class UndrainResponse(_message.Message):
+    __slots__ = ("gpus",)
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    gpus: _containers.RepeatedCompositeFieldContainer[_resources_pb2.Gpu]
+    def __init__(self, gpus: _Optional[_Iterable[_Union[_resources_pb2.Gpu, _Mapping]]] = ...) -> None: ...
+
+class PauseSchedulingRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class PauseSchedulingResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeSchedulingRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeSchedulingResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,120 @@
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GpuState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GPU_STATE_UNSPECIFIED: _ClassVar[GpuState]
+    GPU_STATE_FREE: _ClassVar[GpuState]
+    GPU_STATE_ALLOCATED: _ClassVar[GpuState]
+    GPU_STATE_DIRTY: _ClassVar[GpuState]
+    GPU_STATE_FOREIGN: _ClassVar[GpuState]
+    GPU_STATE_UNHEALTHY: _ClassVar[GpuState]
+    GPU_STATE_DRAINED: _ClassVar[GpuState]
+    GPU_STATE_CHECKING: _ClassVar[GpuState]
+GPU_STATE_UNSPECIFIED: GpuState
+GPU_STATE_FREE: GpuState
+GPU_STATE_ALLOCATED: GpuState
+GPU_STATE_DIRTY: GpuState
+GPU_STATE_FOREIGN: GpuState
+GPU_STATE_UNHEALTHY: GpuState
+GPU_STATE_DRAINED: GpuState
+GPU_STATE_CHECKING: GpuState
+
+class ResourceRequest(_message.Message):
+    __slots__ = ("gpus", "gpu_memory_bytes", "gpu_model", "node")
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    gpus: int
+    gpu_memory_bytes: int
+    gpu_model: str
+    node: str
+    def __init__(self, gpus: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_model: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
+
+class GpuProcess(_message.Message):
+    __slots__ = ("pid", "user", "command", "memory_bytes", "job_id")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    user: str
+    command: str
+    memory_bytes: int
+    job_id: str
+    def __init__(self, pid: _Optional[int] = ..., user: _Optional[str] = ..., command: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class Gpu(_message.Message):
+    __slots__ = ("uuid", "index", "node", "model", "memory_bytes", "state", "message", "drained", "job_id", "user", "memory_used_bytes", "utilization_percent", "temperature_celsius", "power_watts", "processes", "observed_at", "simulated")
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
+    POWER_WATTS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_AT_FIELD_NUMBER: _ClassVar[int]
+    SIMULATED_FIELD_NUMBER: _ClassVar[int]
+    uuid: str
+    index: int
+    node: str
+    model: str
+    memory_bytes: int
+    state: GpuState
+    message: str
+    drained: bool
+    job_id: str
+    user: str
+    memory_used_bytes: int
+    utilization_percent: int
+    temperature_celsius: int
+    power_watts: float
+    processes: _containers.RepeatedCompositeFieldContainer[GpuProcess]
+    observed_at: _timestamp_pb2.Timestamp
+    simulated: bool
+    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., state: _Optional[_Union[GpuState, str]] = ..., message: _Optional[str] = ..., drained: bool = ..., job_id: _Optional[str] = ..., user: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ..., utilization_percent: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., power_watts: _Optional[float] = ..., processes: _Optional[_Iterable[_Union[GpuProcess, _Mapping]]] = ..., observed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., simulated: bool = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("name", "gpus_total", "gpus_allocated", "gpus_free", "drained", "labels", "last_seen_at", "driver_version", "local")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GPUS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    GPUS_ALLOCATED_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FREE_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    gpus_total: int
+    gpus_allocated: int
+    gpus_free: int
+    drained: bool
+    labels: _containers.ScalarMap[str, str]
+    last_seen_at: _timestamp_pb2.Timestamp
+    driver_version: str
+    local: bool
+    def __init__(self, name: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., drained: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., last_seen_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., driver_version: _Optional[str] = ..., local: bool = ...) -> None: ...

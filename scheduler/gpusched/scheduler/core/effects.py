@@ -1,0 +1,116 @@
+"""What the engine wants done: one immutable value each, performed by the driver in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from gpusched.scheduler.core.jobs import JobId
+from gpusched.scheduler.core.states import Lease, State
+
+
+class NoticeKind(Enum):
+    TIME_LIMIT = "time limit"
+    PREEMPTION = "preemption"
+    GPU_UNHEALTHY = "gpu unhealthy"
+    GPU_FOREIGN = "gpu foreign"
+    DRAIN = "drain"
+    SERVER_STOPPING = "server stopping"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job was accepted. Answers Submit."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A stream may now speak for the job. Answers Attach."""
+
+    job: JobId
+    attachment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Tell the holder its GPUs."""
+
+    job: JobId
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """An unconfirmed grant was taken back; the job waits again."""
+
+    job: JobId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell the holder something. `deadline` is on the engine's clock, None if nothing is threatened."""
+
+    job: JobId
+    kind: NoticeKind
+    message: str
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job reached a final state; its stream, if still there, is to be told and ended.
+
+    `reason` is the domain reason for programs; empty when the holder itself ended it.
+    """
+
+    job: JobId
+    state: State
+    message: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobChanged:
+    """Something that watchers of the job can see is different (its position and reason are not counted)."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class QueueChanged:
+    """Positions or reasons may be different."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesChanged:
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDevices:
+    """Look whether these are empty, and go on looking until they are; answer with Observe.
+
+    `job` is who had them last.
+    """
+
+    devices: tuple[str, ...]
+    job: JobId
+
+
+Effect: TypeAlias = (
+    Accepted
+    | Attached
+    | Granted
+    | Withdrawn
+    | Notify
+    | Ended
+    | JobChanged
+    | QueueChanged
+    | DevicesChanged
+    | CheckDevices
+)

@@ -1,0 +1,202 @@
+"""Why a job waits: a structured reason, the same for the live line, lists, programs and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.pool import Device, DeviceState
+from gpusched.scheduler.core.queue import Verdict
+from gpusched.scheduler.core.states import Queued
+
+#: At most so many GPUs in the way are listed.
+MAX_BLOCKERS = 16
+
+
+class Code(Enum):
+    RESOURCES = "resources"
+    PRIORITY = "priority"
+    PAUSED = "paused"
+    UNAVAILABLE = "unavailable"
+    UNCONFIRMED = "unconfirmed"
+    STARTING = "starting"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A GPU in the way; `until` is when its holder's time limit ends, on the engine's clock."""
+
+    device: str
+    index: int
+    node: str
+    state: DeviceState
+    job: JobId | None = None
+    user: str = ""
+    job_name: str = ""
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    code: Code
+    message: str
+    needed: int = 0
+    free: int = 0
+    blockers: tuple[Blocker, ...] = ()
+    ahead: JobId | None = None
+
+
+def explain(engine: Engine, job: Job) -> Reason | None:
+    """Why a waiting job waits, None if it does not wait. O(number of GPUs), and no pass is made."""
+    if not isinstance(job.status, Queued):
+        return None
+    request = job.request
+    needed = request.gpus
+    if engine.paused is not None:
+        text = f"scheduling is paused: {engine.paused}" if engine.paused else "scheduling is paused"
+        return Reason(Code.PAUSED, text, needed)
+    if not job.status.awake:
+        return Reason(Code.UNCONFIRMED, "it was offered GPUs and did not answer; passed over until it does", needed)
+    found = engine.queue.classes[request]
+    first = engine.queue.job(found.keys.first() or job.key)
+    if found.verdict is Verdict.UNSEEN:
+        return Reason(Code.STARTING, "just accepted", needed)
+    free = engine.pool.free(request)
+    if found.unavailable_since is not None:
+        out = tuple(_blockers(engine, job, mended=True))
+        return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
+    if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
+        return _behind(engine, found.blocked_by, needed, free)
+    if first is not job:
+        return _behind(engine, first.id, needed, free)
+    blockers = tuple(_blockers(engine, job, mended=False))
+    if free >= needed:
+        return Reason(Code.READY, "about to start", needed, free)
+    return Reason(Code.RESOURCES, _resources_text(needed, free, blockers), needed, free, blockers)
+
+
+def foresee(engine: Engine, job: Job) -> Reason:
+    """Why a job that is not in the queue would wait if it were (a dry run's job)."""
+    needed, free = job.request.gpus, engine.pool.free(job.request)
+    if engine.paused is not None:
+        return Reason(Code.PAUSED, f"scheduling is paused: {engine.paused}", needed)
+    eligible = engine.pool.eligible(job.request)
+    for other in engine.queue:
+        if other.key > job.key:
+            break
+        if other.awake and not eligible.isdisjoint(engine.pool.eligible(other.request)):
+            return _behind(engine, other.id, needed, free)
+    if engine.pool.serviceable(job.request) < needed:
+        out = tuple(_blockers(engine, job, mended=True))
+        return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
+    blockers = tuple(_blockers(engine, job, mended=False))
+    return Reason(Code.RESOURCES, _resources_text(needed, free, blockers), needed, free, blockers)
+
+
+def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
+    """The whole account, a sentence a line."""
+    out = [f"Job {job.id} is number {engine.queue.position(job)} of {len(engine.queue)} in the queue."]
+    out.append(reason.message[:1].upper() + reason.message[1:] + ".")
+    request = job.request
+    wants = [f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}"]
+    if request.model:
+        wants.append(f"of model {request.model!r}")
+    if request.memory_bytes:
+        wants.append(f"with at least {request.memory_bytes / 2**30:.4g} GiB each")
+    if request.node:
+        wants.append(f"on node {request.node}")
+    usable = len(engine.pool.eligible(request))
+    out.append(
+        f"It asks for {' '.join(wants)}; {usable} GPUs could serve, {engine.pool.free(request)} of them are free now."
+    )
+    for blocker in _blockers(engine, job, mended=None):
+        if blocker.job is not None:
+            what = f"held by job {blocker.job} ({_who(blocker)})"
+        else:
+            device = engine.pool.devices[blocker.device]
+            what = device_text(engine, device) or blocker.state.value
+        out.append(f"GPU {blocker.index} on {blocker.node}: {what}.")
+    return out
+
+
+def device_text(engine: Engine, device: Device) -> str:
+    """One sentence on why a device is not free, empty if it is or is simply held."""
+    drained = engine.pool.drain_reason(device)
+    if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
+        return f"drained: {drained}" if drained else "drained"
+    return device.message
+
+
+def _behind(engine: Engine, ahead: JobId, needed: int, free: int) -> Reason:
+    job = engine.jobs[ahead]
+    name = f", {job.name}" if job.name else ""
+    text = f"waits behind job {ahead} ({job.spec.owner.name}{name}), which needs {_gpus(job.request.gpus)}"
+    return Reason(Code.PRIORITY, text, needed, free, ahead=ahead)
+
+
+def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]:
+    """GPUs in the way; `mended` True: only those that somebody must mend, False: only held ones, None: all."""
+    out: list[Blocker] = []
+    pool = engine.pool
+    eligible = pool.eligible(job.request)
+    for node in pool.nodes.values():
+        for device in node.devices:
+            if device.uuid not in eligible or pool.is_available(device):
+                continue
+            state = pool.state(device)
+            out_of_service = state in _OUT_OF_SERVICE or pool.drain_reason(device) is not None
+            if mended is not None and mended != out_of_service:
+                continue
+            info = device.info
+            holder = engine.jobs.get(device.holder) if device.holder is not None else None
+            if holder is None or holder.lease is None:
+                out.append(Blocker(info.uuid, info.index, info.node, state))
+            else:
+                owner, until = holder.spec.owner.name, holder.lease.expires_at
+                out.append(Blocker(info.uuid, info.index, info.node, state, holder.id, owner, holder.name, until))
+            if len(out) == MAX_BLOCKERS:
+                return out
+    return out
+
+
+_OUT_OF_SERVICE = (DeviceState.DRAINED, DeviceState.FOREIGN, DeviceState.DIRTY, DeviceState.UNHEALTHY)
+
+
+def _resources_text(needed: int, free: int, blockers: tuple[Blocker, ...]) -> str:
+    text = f"needs {_gpus(needed)}, {free} free"
+    held: dict[JobId, list[Blocker]] = {}
+    for blocker in blockers:
+        if blocker.job is not None:
+            held.setdefault(blocker.job, []).append(blocker)
+    # The fewest words that still say whom to ask: three holders at most.
+    for group in list(held.values())[:3]:
+        indices = ",".join(str(blocker.index) for blocker in group)
+        text += f"; GPU {indices} held by {_who(group[0])}"
+    if len(held) > 3:
+        text += f"; and {len(held) - 3} more jobs"
+    return text
+
+
+def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str:
+    usable = engine.pool.serviceable(job.request)
+    text = (
+        f"needs {_gpus(job.request.gpus)}, but only {usable} of {len(engine.pool.eligible(job.request))} are in service"
+    )
+    for blocker in out[:3]:
+        device = engine.pool.devices[blocker.device]
+        text += f"; {device_text(engine, device) or f'GPU {blocker.index} is {blocker.state.value}'}"
+    found = engine.queue.classes.get(job.request)
+    if found is not None and found.verdict is Verdict.SET_ASIDE:
+        text += "; set aside, others go first meanwhile"
+    return text
+
+
+def _who(blocker: Blocker) -> str:
+    return f"{blocker.user} ({blocker.job_name})" if blocker.job_name else blocker.user
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"

@@ -1,0 +1,55 @@
+"""What must hold after every event. Called after each step of every test, and by `gpusched doctor`."""
+
+from __future__ import annotations
+
+from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.states import Finished, Queued, Running
+
+
+def check(engine: Engine) -> None:
+    """Raises AssertionError that names the invariant and the job or device that breaks it."""
+    _check_devices(engine)
+    _check_jobs(engine)
+    _check_queue(engine)
+
+
+def _check_devices(engine: Engine) -> None:
+    owners: dict[str, int] = {}
+    for job in engine.running.values():
+        lease = job.lease
+        assert lease is not None, f"job {job.id} is listed as running without a lease"
+        assert len(lease.devices) == job.request.gpus == len(set(lease.devices)), f"job {job.id}: all or nothing"
+        for uuid in lease.devices:
+            assert uuid not in owners, f"device {uuid} is leased to jobs {owners[uuid]} and {job.id}"
+            owners[uuid] = job.id
+            assert uuid in engine.pool.eligible(job.request), f"job {job.id} got {uuid}, which it may not have"
+    epochs = [job.lease.epoch for job in engine.running.values() if job.lease]
+    assert len(epochs) == len(set(epochs)), "two leases have one epoch"
+    for node in engine.pool.nodes.values():
+        available = [p for p, device in enumerate(node.devices) if engine.pool.is_available(device)]
+        assert node.available == available, f"node {node.info.name}: list of available devices is off"
+    for device in engine.pool.devices.values():
+        assert device.holder == owners.get(device.uuid), f"device {device.uuid} and the leases disagree"
+
+
+def _check_jobs(engine: Engine) -> None:
+    for job in engine.jobs.values():
+        match job.status:
+            case Queued():
+                assert job in engine.queue and job.id not in engine.running, f"job {job.id} waits, but is not queued"
+            case Running():
+                assert job not in engine.queue and job.id in engine.running, f"job {job.id} runs, but is not listed"
+            case Finished():
+                assert job not in engine.queue and job.id not in engine.running, f"job {job.id} ended, but is listed"
+
+
+def _check_queue(engine: Engine) -> None:
+    waiting = list(engine.queue)
+    assert len(waiting) == len(engine.queue), "queue length is off"
+    assert [job.key for job in waiting] == sorted(job.key for job in waiting), "queue is out of order"
+    for position, job in enumerate(waiting, 1):
+        assert engine.queue.position(job) == position, f"job {job.id}: position is off"
+    by_class = [key for found in engine.queue.classes.values() for key in found.keys]
+    assert sorted(by_class) == [job.key for job in waiting if job.awake], "classes and queue disagree"
+    for request, found in engine.queue.classes.items():
+        assert found.keys, f"empty class {request}"

@@ -1,0 +1,128 @@
+"""A job: one request for GPUs, from its acceptance to its final state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+from gpusched.scheduler.core.errors import IllegalMove
+from gpusched.scheduler.core.model import Holder, Owner, Request
+from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Lease, Queued, Running, State, Status, state_of
+
+JobId = NewType("JobId", int)
+
+#: Lines of history kept per job.
+HISTORY_LINES = 50
+
+
+class Kind(Enum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a user asks: everything about a job that is known before it is accepted.
+
+    Attributes:
+        time_limit: seconds the work may take, None for no limit.
+        max_wait: seconds it may wait in the queue, None for ever.
+        immediate: end it at once if it cannot start.
+        auto_confirm: a grant needs no confirmation.
+        token_hash: hash of the secret that re-attaches to it.
+        request_id: the client's own id for the call, against duplicates; empty for none.
+    """
+
+    owner: Owner
+    request: Request
+    name: str = ""
+    priority: int = 0
+    command: tuple[str, ...] = ()
+    kind: Kind = Kind.INTERACTIVE
+    time_limit: float | None = None
+    max_wait: float | None = None
+    immediate: bool = False
+    auto_confirm: bool = False
+    holder: Holder | None = None
+    token_hash: bytes = field(default=b"", repr=False)
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    at: float
+    state: State
+    message: str
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job that was accepted. Only the engine changes it."""
+
+    id: JobId
+    spec: JobSpec
+    submitted_at: float
+    priority: int
+    name: str
+    status: Status
+    token_hash: bytes = field(default=b"", repr=False)
+    #: Counts the streams that held this ticket; the end of an older one means nothing.
+    attachment: int = 1
+    #: Set while somebody asked a running job to end: what to say, and when it will be made to.
+    cancelling: tuple[str, float] | None = None
+    history: list[HistoryLine] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        return state_of(self.status)
+
+    @property
+    def request(self) -> Request:
+        return self.spec.request
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its place in the order: priority tier, then arrival. Unique."""
+        return (-self.priority, self.id)
+
+    @property
+    def lease(self) -> Lease | None:
+        """What it holds now."""
+        return self.status.lease if isinstance(self.status, Running) else None
+
+    @property
+    def awake(self) -> bool:
+        return isinstance(self.status, Queued) and self.status.awake
+
+    def move(self, status: Status, at: float, message: str) -> None:
+        """Go to another state, along the table of legal moves.
+
+        Raises:
+            IllegalMove: the table has no such edge; the text has the job's recent history.
+        """
+        old, new = self.state, state_of(status)
+        if new not in LEGAL_MOVES[old] and not (old is new and isinstance(status, Queued | Running)):
+            recent = "; ".join(f"{line.at:.3f} {line.state.name} {line.message}" for line in self.history[-8:])
+            raise IllegalMove(
+                f"job {self.id}: {old.name} -> {new.name} is no legal move ({message}); history: {recent}"
+            )
+        self.status = status
+        self.note(at, message)
+
+    def note(self, at: float, message: str) -> None:
+        """Add a line to the history without a change of state."""
+        self.history.append(HistoryLine(at, self.state, message))
+        if len(self.history) > HISTORY_LINES:
+            # The first line (how it came to be) is worth more than the second.
+            del self.history[1]
+
+    @property
+    def started_at(self) -> float | None:
+        match self.status:
+            case Running():
+                return self.status.lease.granted_at
+            case Finished(lease=Lease(granted_at=at)):
+                return at
+            case _:
+                return None

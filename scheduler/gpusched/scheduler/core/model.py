@@ -1,0 +1,126 @@
+"""What jobs ask for and what machines have: plain immutable values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The user a job belongs to, as the kernel told."""
+
+    uid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """GPUs that a job asks for, all or nothing. Equal requests are interchangeable to the planner.
+
+    Attributes:
+        gpus: how many, at least 1.
+        memory_bytes: least total memory of each GPU, 0 for any.
+        model: text that each GPU's model contains, lower case, empty for any.
+        node: the only node that will do, empty for any.
+    """
+
+    gpus: int
+    memory_bytes: int = 0
+    model: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process at the client end of a lease: pid and start time in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A schedulable GPU, as found once.
+
+    Attributes:
+        uuid: NVML's stable name.
+        index: number on its node in PCI bus order.
+        node: name of its node.
+        model: product name.
+        memory_bytes: total memory.
+        simulated: True if it exists only in simulation.
+    """
+
+    uuid: str
+    index: int
+    node: str
+    model: str
+    memory_bytes: int
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A machine and its GPUs, in index order. `local` is the one that the scheduler runs on."""
+
+    name: str
+    devices: tuple[DeviceInfo, ...]
+    local: bool = True
+    driver_version: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReading:
+    """A process seen on a GPU.
+
+    Attributes:
+        pid: process id on the node.
+        start_ticks: its start time in clock ticks since boot, 0 if unknown.
+        uid: its owner, -1 if unknown.
+        user: the owner's name, "?" if unknown.
+        command: short command name, no arguments.
+        memory_bytes: memory it holds on this GPU, 0 if unknown.
+        ancestors: (pid, start_ticks) of itself, its parent and so on up to pid 1; empty if unknown.
+    """
+
+    pid: int
+    start_ticks: int = 0
+    uid: int = -1
+    user: str = "?"
+    command: str = "?"
+    memory_bytes: int = 0
+    ancestors: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """One look at a GPU. Numbers are -1 where the device does not tell.
+
+    Attributes:
+        memory_used_bytes: memory in use by anything.
+        utilization_percent: share of time busy, 0 to 100.
+        temperature_celsius: of the chip.
+        power_watts: drawn now.
+        processes: what sits on it, less the ignored ones (display servers, MPS, monitors).
+        fault: why the GPU must not be handed out, in words; empty when it is well.
+    """
+
+    uuid: str
+    memory_used_bytes: int = -1
+    utilization_percent: int = -1
+    temperature_celsius: int = -1
+    power_watts: float = -1.0
+    processes: tuple[ProcessReading, ...] = ()
+    fault: str = ""
+
+
+class Condition(Enum):
+    """What the last look said about a GPU that no lease holds (or that one does, for faults)."""
+
+    CLEAN = "clean"
+    CHECKING = "checking"  # released, not looked at yet
+    DIRTY = "dirty"  # the old holder's process still sits on it
+    FOREIGN = "foreign"  # a process under no lease sits on it
+    UNHEALTHY = "unhealthy"

@@ -1,0 +1,121 @@
+"""Job states as data: what each one carries, and one table of legal moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+
+class State(Enum):
+    """Name of a job's state, as users see it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    PREEMPTED = "preempted"
+    LOST = "lost"
+
+    @property
+    def final(self) -> bool:
+        return not LEGAL_MOVES[self]
+
+
+#: From each state, the states that a job may go to next. Rendered into docs/architecture.md.
+LEGAL_MOVES: dict[State, tuple[State, ...]] = {
+    State.QUEUED: (State.RUNNING, State.CANCELLED, State.FAILED),
+    State.RUNNING: (
+        State.QUEUED,
+        State.COMPLETED,
+        State.FAILED,
+        State.CANCELLED,
+        State.TIMED_OUT,
+        State.PREEMPTED,
+        State.LOST,
+    ),
+    State.COMPLETED: (),
+    State.FAILED: (),
+    State.CANCELLED: (),
+    State.TIMED_OUT: (),
+    State.PREEMPTED: (),
+    State.LOST: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A job's hold on particular GPUs.
+
+    Attributes:
+        epoch: fencing token; rises with every grant of this scheduler, ever.
+        devices: uuids, in the order given to the holder.
+        granted_at, confirm_by, expires_at: seconds of the engine's clock; None where there is no such time.
+    """
+
+    epoch: int
+    devices: tuple[str, ...]
+    granted_at: float
+    confirm_by: float | None = None
+    expires_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"L{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job's work ended, as its holder or the engine tells."""
+
+    exit_status: int | None = None
+    signal: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Waiting. `awake` is False for one that did not confirm a grant: it keeps its rank and is passed over."""
+
+    since: float
+    awake: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    since: float
+    lease: Lease
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    at: float
+    state: State
+    outcome: Outcome
+    lease: Lease | None = None  # what it had, if it ever ran
+
+
+Status: TypeAlias = Queued | Running | Finished
+
+
+def state_of(status: Status) -> State:
+    """The name of a status."""
+    match status:
+        case Queued():
+            return State.QUEUED
+        case Running():
+            return State.RUNNING
+        case Finished():
+            return status.state
+
+
+def moves_table() -> str:
+    """The legal moves as a markdown table, for the docs."""
+    rows = [
+        f"| `{state.name}` | {', '.join(f'`{to.name}`' for to in moves) or 'final'} |"
+        for state, moves in LEGAL_MOVES.items()
+    ]
+    return "\n".join(["| from | to |", "|---|---|", *rows])

@@ -1,0 +1,165 @@
+"""Structured logs on stderr: one event a line, as text for people or as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import unicodedata
+from collections.abc import Mapping
+from typing import IO
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+_FIELDS = "gpusched_fields"
+_LEVEL_NAMES = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+# Categories of characters that could end a line, move a terminal's cursor, or show text in another order.
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def setup(level: str = "info", format: str = "text", stream: IO[str] | None = None) -> None:
+    """Send all logging of this process to one stream, instead of wherever it went.
+
+    Args:
+        level: the least level to be written, one of `LEVELS`.
+        format: one of `FORMATS`.
+        stream: where to write, stderr unless given.
+
+    Raises:
+        ValueError: an unknown level or format.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"log level {level!r}; allowed are {', '.join(LEVELS)}")
+    if format not in FORMATS:
+        raise ValueError(f"log format {format!r}; allowed are {', '.join(FORMATS)}")
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    # A full disk or a closed stderr must not make logging write tracebacks about itself.
+    logging.raiseExceptions = False
+
+
+def log_event(
+    logger: logging.Logger,
+    event: str,
+    /,
+    *,
+    level: int = logging.INFO,
+    error: BaseException | None = None,
+    **fields: object,
+) -> None:
+    """Log one event by name with its facts: `log_event(log, "grant", job=17, gpus=(0, 1))`.
+
+    Args:
+        logger: whose log.
+        event: short fixed name, never a user's text.
+        level: a level of `logging`.
+        error: an exception whose traceback belongs to the event.
+        fields: the facts, of any type; those that are None are left out. Users' text is safe here.
+    """
+    if logger.isEnabledFor(level):
+        present = {name: value for name, value in fields.items() if value is not None}
+        logger.log(level, "%s", event, extra={_FIELDS: present}, exc_info=error)
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-11-22T10:00:00.123Z INFO  grant job=17 user=alice gpus=0,1`, a traceback indented below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever control characters the message or the fields contain."""
+        level = _LEVEL_NAMES.get(record.levelname, record.levelname)
+        parts = [_timestamp(record.created), f"{level:<5}", escape(record.getMessage())]
+        parts += [f"{escape(name)}={_text(value)}" for name, value in _fields(record).items()]
+        line = " ".join(parts)
+        trace = _traceback(record)
+        return line + "".join(f"\n    {escape(row)}" for row in trace.splitlines())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with `time`, `level`, `event`, `logger` and the event's fields.
+
+    A field that would take the name of one of those four is written as `field_NAME`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of ASCII."""
+        entry: dict[str, object] = {
+            "time": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        for name, value in _fields(record).items():
+            entry[f"field_{name}" if name in entry else name] = value
+        if trace := _traceback(record):
+            entry["traceback"] = trace
+        try:
+            line = json.dumps(entry, default=_plain, allow_nan=False)
+        except (TypeError, ValueError):  # keys that JSON has no form for, NaN, an object within itself
+            line = json.dumps({name: value if isinstance(value, str) else repr(value) for name, value in entry.items()})
+        return line.replace("\x7f", "\\u007f")
+
+
+def escape(text: str) -> str:
+    """The text with every control, formatting and unassigned character written out, such as `\\n` or `\\x1b`."""
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if unicodedata.category(character) in _UNSAFE_CATEGORIES:
+        code = ord(character)
+        if character in "\n\r\t":
+            return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character
+
+
+def _text(value: object) -> str:
+    """A field's value for the text format: bare where it is one plain word, else in double quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (tuple, list)):
+        return ",".join(_text(item) for item in value)
+    if isinstance(value, (set, frozenset)):
+        return ",".join(sorted(_text(item) for item in value))
+    text = str(value)
+    bare = bool(text) and not any(character.isspace() or character in '"=,' for character in text)
+    text = escape(text)
+    return text if bare else '"' + text.replace('"', '\\"') + '"'
+
+
+def _plain(value: object) -> object:
+    """What JSON writes for a value that it has no form for."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(item) for item in value)
+    return str(value)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    fields = getattr(record, _FIELDS, None)
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    if record.exc_info and record.exc_info[0] is not None:
+        return logging.Formatter().formatException(record.exc_info)
+    return ""
+
+
+def _timestamp(seconds: float) -> str:
+    # Whole milliseconds first: rounding the fraction alone could say .1000.
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"

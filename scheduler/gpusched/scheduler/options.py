@@ -1,0 +1,174 @@
+"""The one list of settings: the command line, the variables, the file's keys and the documentation follow it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gpusched.scheduler.logs import FORMATS, LEVELS
+
+DEFAULT_PORT: Final = 9123
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+", re.ASCII)
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
+_LONGEST_TEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of value: `parse` takes text or what TOML gave, and raises ValueError for what is not `allowed`."""
+
+    allowed: str
+    parse: Callable[[object], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting and its names; an empty name means that it cannot be given there.
+
+    Attributes:
+        field: its name in `Config`.
+        flag, variable, key: on the command line, in the environment, in the file.
+        placeholder: the value's name in help, empty for a switch.
+        default: as people would write it.
+        meaning: one line of documentation.
+        kind: what values it takes.
+        commands: which commands have it.
+        repeatable: the flag may be given several times.
+    """
+
+    field: str
+    flag: str
+    variable: str
+    key: str
+    placeholder: str
+    default: str
+    meaning: str
+    kind: Kind
+    commands: tuple[str, ...] = ("serve",)
+    repeatable: bool = False
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `30s`, `500ms`, `1h30m` or a bare number of seconds. Raises ValueError."""
+    cleaned = text.strip()
+    if len(cleaned) > 40:
+        raise ValueError(text)
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", cleaned, re.ASCII):
+        return float(cleaned)
+    if not _DURATION.fullmatch(cleaned):
+        raise ValueError(text)
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(cleaned))
+
+
+def _whole_number(least: int, most: int, note: str = "") -> Kind:
+    def parse(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value.strip(), re.ASCII):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(value)
+        return value
+
+    return Kind(f"a whole number from {least} to {most}{note}", parse)
+
+
+def _duration(least: str, most: str) -> Kind:
+    def parse(value: object) -> float:
+        if isinstance(value, str):
+            value = parse_duration(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(value)
+        if not parse_duration(least) <= value <= parse_duration(most):
+            raise ValueError(value)
+        return float(value)
+
+    return Kind(f"a duration such as 500ms, 30s or 1h30m, from {least} to {most}", parse)
+
+
+def _choice(*allowed: str) -> Kind:
+    def parse(value: object) -> str:
+        if not isinstance(value, str) or value.strip().lower() not in allowed:
+            raise ValueError(value)
+        return value.strip().lower()
+
+    return Kind(f"one of {', '.join(allowed)}", parse)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > _LONGEST_TEXT:
+        raise ValueError(value)
+    return value.strip()
+
+
+def _simulation(value: object) -> str:
+    return _word(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):  # of a variable; flags come as a list already
+        value = [word for word in value.split(",") if word.strip()]
+    if not isinstance(value, list):
+        raise ValueError(value)
+    return tuple(dict.fromkeys(_word(word) for word in value))
+
+
+def _path(value: object) -> Path:
+    # A relative path is completed by whoever knows what it is relative to: `config.load`.
+    path = Path(_word(value))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~nobody-of-that-name
+        raise ValueError(value) from error
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+_PATH = Kind("a path, absolute or beginning with ~ where it is in the file", _path)
+_BOTH = ("serve", "stop")
+
+OPTIONS: Final[tuple[Option, ...]] = (
+    Option("port", "--port", "GPUSCHED_PORT", "port", "PORT", str(DEFAULT_PORT),
+           "TCP port of 127.0.0.1 to serve on; 0 takes any free one",
+           _whole_number(0, 65535, " (0 takes any free port)")),
+    Option("simulate", "--simulate", "GPUSCHED_SIMULATE", "simulate", "SPEC", "",
+           "simulated GPUs instead of real ones: `8`, `2x8` (two nodes) or `4xH100:80GB`",
+           Kind("what to simulate, such as 8, 2x8 or 4xH100:80GB", _simulation)),
+    Option("gpu_mode", "--gpus", "GPUSCHED_GPU_MODE", "gpu_mode", "MODE", "auto",
+           "`real` GPUs, `simulated` ones, or `auto`: simulated where `--simulate` says so, else real",
+           _choice("auto", "real", "simulated")),
+    Option("state_dir", "--state-dir", "GPUSCHED_STATE_DIR", "state_dir", "DIR",
+           "`$XDG_STATE_HOME/gpusched`, else `~/.local/state/gpusched`; systemd's `StateDirectory=gpusched` if set",
+           "where state, lock and log are kept; must be on a local disk", _PATH, _BOTH),
+    Option("detach", "--detach", "", "", "", "", "run in the background, and outlive the log-in",
+           Kind("true or false", _switch)),
+    Option("grace", "--grace", "GPUSCHED_GRACE", "grace", "TIME", "30s",
+           "time that a job has from being told to end until its lease is revoked", _duration("0s", "24h")),
+    Option("confirm_within", "--confirm-within", "GPUSCHED_CONFIRM_WITHIN", "confirm_within", "TIME", "5s",
+           "time that a client has to confirm a grant before it goes to the next", _duration("100ms", "10m")),
+    Option("set_aside_after", "--set-aside-after", "GPUSCHED_SET_ASIDE_AFTER", "set_aside_after", "TIME", "60s",
+           "time that the first job waits on drained, foreign or unhealthy GPUs before others may pass it",
+           _duration("0s", "24h")),
+    Option("sample_interval", "--sample-interval", "GPUSCHED_SAMPLE_INTERVAL", "sample_interval", "TIME", "1s",
+           "time between two looks at a GPU", _duration("100ms", "1h")),
+    Option("ignore_processes", "--ignore-process", "GPUSCHED_IGNORE_PROCESSES", "ignore_processes", "NAME", "",
+           "command that may sit on a GPU without making it busy, besides the built-in ones; the flag may be given "
+           "several times, the variable separates by commas, the file has a list",
+           Kind('command names, in the file as a list such as ["dcgm-exporter"]', _words), repeatable=True),
+    Option("log_level", "--log-level", "GPUSCHED_LOG_LEVEL", "log_level", "LEVEL", "info",
+           f"least level that is logged: {', '.join(LEVELS)}", _choice(*LEVELS)),
+    Option("log_format", "--log-format", "GPUSCHED_LOG_FORMAT", "log_format", "FORMAT", "text",
+           "`text` for people, `json` for machines", _choice(*FORMATS)),
+    Option("timeout", "--timeout", "", "", "TIME", "30s",
+           "how long `stop` waits for the scheduler's end", _duration("0s", "24h"), ("stop",)),
+    Option("config_file", "--config", "GPUSCHED_CONFIG", "", "FILE",
+           "`$XDG_CONFIG_HOME/gpusched/config.toml`, else `/etc/gpusched/config.toml`",
+           "TOML file with these keys, no other ones; the first that exists", _PATH, _BOTH),
+)  # fmt: skip

@@ -1,0 +1,99 @@
+"""The Admin service, for the person who looks after the box."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import grpc
+
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.errors import Invalid, NotFound
+from gpusched.scheduler.core.pool import Device
+from gpusched.scheduler.logs import log_event
+from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.errors import guarded
+from gpusched.scheduler.rpc.services import Services
+from gpusched.v1 import admin_pb2, resources_pb2
+
+log = logging.getLogger("gpusched.admin")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdminService:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._driver = services.driver
+        self._engine = services.driver.engine
+
+    @guarded
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:  # noqa: N802
+        user = self._admin(context, "drain")
+        devices = self._set(request.target, _reason(request.reason) or f"by {user}")
+        log_event(log, "drain", user=user, target=str(request.target).strip(), reason=request.reason)
+        return admin_pb2.DrainResponse(gpus=self._show(devices))
+
+    @guarded
+    async def Undrain(  # noqa: N802
+        self, request: admin_pb2.UndrainRequest, context: Context
+    ) -> admin_pb2.UndrainResponse:
+        user = self._admin(context, "undrain")
+        devices = self._set(request.target, None)
+        await self._services.observer.forgive(device.uuid for device in devices)
+        log_event(log, "undrain", user=user, target=str(request.target).strip())
+        return admin_pb2.UndrainResponse(gpus=self._show(devices))
+
+    @guarded
+    async def PauseScheduling(  # noqa: N802
+        self, request: admin_pb2.PauseSchedulingRequest, context: Context
+    ) -> admin_pb2.PauseSchedulingResponse:
+        user = self._admin(context, "pause")
+        self._driver.handle(ev.Pause(_reason(request.reason) or f"by {user}"))
+        log_event(log, "pause", user=user, reason=request.reason)
+        return admin_pb2.PauseSchedulingResponse()
+
+    @guarded
+    async def ResumeScheduling(  # noqa: N802
+        self, request: admin_pb2.ResumeSchedulingRequest, context: Context
+    ) -> admin_pb2.ResumeSchedulingResponse:
+        user = self._admin(context, "resume")
+        self._driver.handle(ev.Pause(None))
+        log_event(log, "resume", user=user)
+        return admin_pb2.ResumeSchedulingResponse()
+
+    def _admin(self, context: Context, what: str) -> str:
+        caller = self._services.callers.identify(context)
+        self._services.callers.require_admin(caller, what)
+        return caller.owner.name
+
+    def _set(self, target: admin_pb2.DrainTarget, reason: str | None) -> list[Device]:
+        pool = self._engine.pool
+        match target.WhichOneof("target"):
+            case "gpu":
+                devices = [self._services.device(target.gpu, "target.gpu")]
+                self._driver.handle(ev.Drain(tuple(device.uuid for device in devices), reason))
+            case "node":
+                node = pool.nodes.get(target.node)
+                if node is None:
+                    known = ", ".join(pool.nodes)
+                    raise NotFound(
+                        f"target.node: there is no node {target.node[:80]!r}; there is {known}",
+                        reason="NODE_NOT_FOUND",
+                        field="target.node",
+                    )
+                devices = node.devices
+                self._driver.handle(ev.Drain((), reason, target.node))
+            case _:
+                raise Invalid("target: give a gpu or a node", field="target")
+        return devices
+
+    def _show(self, devices: list[Device]) -> list[resources_pb2.Gpu]:
+        readings = self._services.observer.readings
+        return [convert.gpu(self._engine, device, *readings.get(device.uuid, (None, None))) for device in devices]
+
+
+def _reason(text: str) -> str:
+    if len(text) > 500 or not text.isprintable():
+        raise Invalid("reason: at most 500 printable characters are allowed", field="reason")
+    return text.strip()

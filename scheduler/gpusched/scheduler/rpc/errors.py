@@ -1,0 +1,93 @@
+"""Domain errors to gRPC statuses, by one table, with google.rpc details; the client has its inverse."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from gpusched.scheduler.core import errors
+
+log = logging.getLogger("gpusched.rpc")
+
+DOMAIN = "gpusched"
+
+CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
+    errors.Invalid: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotSatisfiable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Aborted: grpc.StatusCode.ABORTED,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
+    errors.WaitedTooLong: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+#: The error that ends a stream, by the reason of the engine's `Ended`.
+ENDINGS: dict[str, type[errors.DomainError]] = {
+    "MAX_WAIT": errors.WaitedTooLong,
+    "NO_GPU_FREE": errors.Exhausted,
+    "JOB_CANCELLED": errors.Cancelled,
+    "LEASE_REVOKED": errors.Aborted,
+}
+
+#: What the library raises when the client has gone in the middle of a write; nothing is left to be told to anyone.
+_GONE = ("ExecuteBatchError", "UsageError", "InternalError")
+
+Servicer = TypeVar("Servicer", bound=Callable[..., Awaitable[Any]])
+
+
+def to_status(error: errors.DomainError) -> status_pb2.Status:
+    """The rich status of an error: its text, ErrorInfo, and BadRequest or RetryInfo where they help."""
+    code = CODES[type(error)]
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration(nanos=int(error.retry_after * 1e9) % 10**9, seconds=int(error.retry_after))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.DomainError) -> NoReturn:
+    """End a call with a domain error."""
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")
+
+
+def guarded(method: Servicer) -> Servicer:
+    """Let a servicer method raise domain errors. Anything else is logged and told without its traceback."""
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except errors.DomainError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            if type(error).__name__ in _GONE:
+                log.debug("client gone during %s", method.__name__)
+                return None
+            log.exception("%s failed", method.__name__)
+            await context.abort(
+                grpc.StatusCode.INTERNAL, "gpusched has a bug: this call failed; the server's log has the details"
+            )
+
+    return call  # type: ignore[return-value]

@@ -1,0 +1,215 @@
+"""Acquire, Confirm and Release: the stream that is ticket, grant and lease."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from typing import Any
+
+import grpc
+
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core import explain as why
+from gpusched.scheduler.core.errors import Aborted, Denied, Invalid
+from gpusched.scheduler.core.jobs import Job, JobSpec
+from gpusched.scheduler.core.model import Holder, Owner
+from gpusched.scheduler.core.states import Queued, Running
+from gpusched.scheduler.desk import Superseded, Ticket
+from gpusched.scheduler.identity import process_start_ticks, process_uid
+from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.callers import Caller
+from gpusched.scheduler.rpc.errors import ENDINGS, guarded
+from gpusched.scheduler.rpc.services import Services
+from gpusched.v1 import scheduler_pb2
+
+log = logging.getLogger("gpusched.lease")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def hash_token(token: str) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+class LeaseService:
+    """The calls of a holder. One half of the Scheduler servicer."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._driver = services.driver
+        self._engine = services.driver.engine
+
+    @guarded
+    async def Acquire(self, request: scheduler_pb2.AcquireRequest, context: Context) -> None:  # noqa: N802
+        caller = self._services.callers.identify(context)
+        if request.dry_run:
+            await context.write(self._dry_run(request, caller))
+            return
+        job, token, resumed = self._enter(request, caller)
+        ticket = self._services.desk.open(job, job.attachment)
+        try:
+            await context.write(
+                scheduler_pb2.AcquireResponse(
+                    accepted=scheduler_pb2.Accepted(
+                        job_id=str(job.id), resume_token=token, state_id=self._services.state_id, resumed=resumed
+                    )
+                )
+            )
+            del request, token
+            await self._serve(ticket, context)
+        finally:
+            # However the stream ends: in one synchronous step, safe to repeat, with nothing awaited.
+            self._services.desk.close(ticket)
+            if not self._services.stopping:
+                self._driver.handle(ev.Leave(job.id, ticket.attachment))
+
+    @guarded
+    async def Confirm(  # noqa: N802
+        self, request: scheduler_pb2.ConfirmRequest, context: Context
+    ) -> scheduler_pb2.ConfirmResponse:
+        job = self._held(request, self._services.callers.identify(context))
+        self._driver.handle(ev.Confirm(job.id, request.epoch))
+        return scheduler_pb2.ConfirmResponse()
+
+    @guarded
+    async def Release(  # noqa: N802
+        self, request: scheduler_pb2.ReleaseRequest, context: Context
+    ) -> scheduler_pb2.ReleaseResponse:
+        job = self._held(request, self._services.callers.identify(context))
+        outcome = convert.outcome_of(request.outcome)
+        self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out))
+        return scheduler_pb2.ReleaseResponse()
+
+    # -- the stream ----------------------------------------------------------------------------------------
+
+    async def _serve(self, ticket: Ticket, context: Context) -> None:
+        job = ticket.job
+        told: tuple[int, int, str] | None = None
+        if isinstance(job.status, Running):
+            lease, confirmed = job.status.lease, job.status.confirmed
+            await context.write(convert.granted(self._engine, job, lease, confirmed=confirmed))
+        while True:
+            await ticket.wait()
+            while (message := ticket.take()) is not None:
+                match message:
+                    case do.Granted():
+                        confirmed = message.lease.confirm_by is None
+                        await context.write(convert.granted(self._engine, job, message.lease, confirmed=confirmed))
+                        told = None
+                    case do.Withdrawn():
+                        ticket.stale = True
+                        told = None
+                    case do.Notify():
+                        await context.write(convert.notice(message))
+                    case do.Ended():
+                        await context.write(convert.ended(message))
+                        if message.reason:
+                            raise ENDINGS[message.reason](message.message, reason=message.reason)
+                        return
+                    case Superseded():
+                        raise Aborted("another stream re-attached to this job", reason="SUPERSEDED")
+            if ticket.stale:
+                ticket.stale = False
+                told = await self._write_place(job, told, context)
+
+    async def _write_place(
+        self, job: Job, told: tuple[int, int, str] | None, context: Context
+    ) -> tuple[int, int, str] | None:
+        """Write the job's place in the queue, unless it is what was written last. Returns what was written last."""
+        if not isinstance(job.status, Queued):
+            return told
+        cause = why.explain(self._engine, job)
+        if cause is None or (cause.code is why.Code.STARTING and self._engine.pass_wanted and told is None):
+            # The pass under way will tell better, and at once.
+            return told
+        place = (self._engine.queue.position(job), len(self._engine.queue), cause.message)
+        if place != told:
+            await context.write(convert.queued(self._engine, job, place[0], place[1], cause))
+        return place
+
+    # -- entering ------------------------------------------------------------------------------------------
+
+    def _enter(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> tuple[Job, str, bool]:
+        """Find or make the job that the stream will speak for. Returns it, its token, and whether it was there."""
+        if request.resume_token:
+            job = self._engine.job_by_token(hash_token(request.resume_token))
+            if job is None or job.spec.owner.uid != caller.owner.uid:
+                raise Aborted("resume_token: no job of yours waits or runs under it (any more)", field="resume_token")
+            self._driver.handle(ev.Attach(job.id))
+            return job, request.resume_token, True
+        token = secrets.token_urlsafe(24)
+        if request.request_id:
+            job = self._engine.job_by_request(caller.owner.uid, request.request_id)
+            if job is not None:
+                self._driver.handle(ev.Attach(job.id, hash_token(token)))
+                return job, token, True
+        spec = self._spec(request, caller, hash_token(token))
+        for effect in self._driver.handle(ev.Submit(spec)):
+            if isinstance(effect, do.Accepted):
+                return self._engine.job(effect.job), token, False
+        raise AssertionError("a submit was neither accepted nor refused")
+
+    def _spec(self, request: scheduler_pb2.AcquireRequest, caller: Caller, token_hash: bytes) -> JobSpec:
+        self._services.callers.require_priority(caller, request.priority)
+        if request.immediate and request.HasField("max_wait"):
+            raise Invalid("max_wait: makes no sense together with immediate; give one of them", field="max_wait")
+        return JobSpec(
+            owner=caller.owner,
+            request=convert.request_of(request.resources),
+            name=request.name,
+            priority=request.priority,
+            command=tuple(request.command),
+            time_limit=convert.seconds(request, "time_limit"),
+            max_wait=convert.seconds(request, "max_wait"),
+            immediate=request.immediate,
+            auto_confirm=request.auto_confirm,
+            holder=_checked_holder(request.holder, caller.owner) if request.HasField("holder") else None,
+            token_hash=token_hash,
+            request_id=request.request_id,
+        )
+
+    def _held(self, request: scheduler_pb2.ConfirmRequest | scheduler_pb2.ReleaseRequest, caller: Caller) -> Job:
+        """The caller's job that the secret belongs to."""
+        number = convert.job_id(request.job_id)
+        job = self._engine.job_by_token(hash_token(request.resume_token))
+        if job is None or job.id != number:
+            known = self._engine.job(number)
+            if known.state.final:
+                raise Aborted(f"job {number} has ended", reason="JOB_ENDED", field="job_id")
+            raise Denied(f"resume_token: is not that of job {number}", reason="WRONG_TOKEN", field="resume_token")
+        if job.spec.owner.uid != caller.owner.uid:
+            raise Denied(f"job {job.id} is not yours", field="job_id")
+        return job
+
+    def _dry_run(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> scheduler_pb2.AcquireResponse:
+        spec = self._spec(request, caller, b"")
+        job, devices = self._engine.dry_run(spec, self._driver.now())
+        if devices is not None:
+            return scheduler_pb2.AcquireResponse(
+                dry_run=scheduler_pb2.DryRun(starts_now=True, gpus=convert.allocated(self._engine, devices))
+            )
+        position = self._engine.queue.rank(job.key) + 1
+        cause = why.foresee(self._engine, job)
+        return scheduler_pb2.AcquireResponse(
+            dry_run=scheduler_pb2.DryRun(position=position, reason=convert.reason_of(cause))
+        )
+
+
+def _checked_holder(message: scheduler_pb2.Holder, owner: Owner) -> Holder | None:
+    """The holder's process, if it is there and the caller's own.
+
+    Raises:
+        Invalid: it is somebody else's: GPU processes would be taken for those of the lease.
+    """
+    if message.pid <= 0:
+        return None
+    uid = process_uid(message.pid)
+    if uid is None:
+        # Another pid namespace, or gone already: then nothing can be attributed, and the stream still decides.
+        return None
+    if owner.uid not in (0, uid):
+        raise Invalid(f"holder.pid: process {message.pid} is not yours", field="holder.pid")
+    return Holder(message.pid, message.start_ticks or process_start_ticks(message.pid) or 0)

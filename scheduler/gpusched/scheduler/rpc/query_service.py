@@ -1,0 +1,313 @@
+"""Looking and steering: the calls of people and tools. The other half of the Scheduler servicer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core import explain as why
+from gpusched.scheduler.core.errors import Invalid, NotSatisfiable
+from gpusched.scheduler.core.jobs import Job
+from gpusched.scheduler.core.states import Finished
+from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.callers import Caller
+from gpusched.scheduler.rpc.errors import guarded
+from gpusched.scheduler.rpc.filters import Filter
+from gpusched.scheduler.rpc.services import Services
+from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: Jobs on a page when the caller does not say, and at most.
+PAGE, MAX_PAGE = 100, 1000
+#: Seconds over which changes are gathered into one answer of a watch, and between two looks at the queue's places.
+GATHER, PLACES_EVERY = 0.02, 0.5
+#: At most so many places of waiting jobs are told anew in one answer.
+MAX_PLACES = 200
+UPDATABLE = ("priority", "name")
+
+
+class QueryService:
+    """Reads and changes jobs, GPUs and nodes."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._driver = services.driver
+        self._engine = services.driver.engine
+
+    # -- status ------------------------------------------------------------------------------------------
+
+    @guarded
+    async def GetStatus(  # noqa: N802
+        self, request: scheduler_pb2.GetStatusRequest, context: Context
+    ) -> scheduler_pb2.GetStatusResponse:
+        caller = self._services.callers.identify(context)
+        engine, about = self._engine, self._services.about
+        devices = engine.pool.devices.values()
+        return scheduler_pb2.GetStatusResponse(
+            service="gpusched",
+            version=about.version,
+            started_at=convert.timestamp(about.started_at),
+            uptime=convert.duration(self._driver.now() - about.started_at),
+            address=about.address,
+            gpus_total=len(devices),
+            gpus_allocated=sum(device.holder is not None for device in devices),
+            gpus_free=sum(len(node.available) for node in engine.pool.nodes.values()),
+            jobs_running=len(engine.running),
+            jobs_queued=len(engine.queue),
+            jobs_total=len(engine.jobs),
+            paused=engine.paused is not None,
+            pause_reason=engine.paused or "",
+            inventory_mode=about.mode,
+            node=about.node,
+            user=about.user,
+            uid=about.uid,
+            pid=about.pid,
+            state_id=self._services.state_id,
+            admin_socket=about.admin_socket,
+            policy="priority",
+            caller=caller.owner.name,
+        )
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    @guarded
+    async def GetJob(  # noqa: N802
+        self, request: scheduler_pb2.GetJobRequest, context: Context
+    ) -> scheduler_pb2.GetJobResponse:
+        caller = self._services.callers.identify(context)
+        job = self._engine.job(convert.job_id(request.job_id))
+        return scheduler_pb2.GetJobResponse(job=self._show(job, caller, history=True))
+
+    @guarded
+    async def ListJobs(  # noqa: N802
+        self, request: scheduler_pb2.ListJobsRequest, context: Context
+    ) -> scheduler_pb2.ListJobsResponse:
+        caller = self._services.callers.identify(context)
+        wanted = Filter.of(request.filter)
+        if request.page_size < 0:
+            raise Invalid(f"page_size: {request.page_size} is not allowed; 0 to {MAX_PAGE}", field="page_size")
+        size = min(request.page_size or PAGE, MAX_PAGE)
+        after = _decode_page(request.page_token)
+        found: list[Job] = []
+        total = 0
+        for place, job in self._in_order(wanted):
+            total += 1
+            if (after is None or place > after) and len(found) <= size:
+                found.append(job)
+        more = len(found) > size
+        found = found[:size]
+        return scheduler_pb2.ListJobsResponse(
+            jobs=[self._show(job, caller) for job in found],
+            next_page_token=_encode_page(_place(found[-1])) if more else "",
+            total_size=total,
+        )
+
+    @guarded
+    async def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> None:  # noqa: N802
+        caller = self._services.callers.identify(context)
+        wanted = Filter.of(request.filter)
+        only = self._engine.job(convert.job_id(request.job_id)) if request.job_id else None
+        watch = self._services.watchers.watch_jobs()
+        try:
+            jobs = [only] if only else [job for _, job in self._in_order(wanted)]
+            shown = {job.id for job in jobs}
+            places = {job.id: self._place_text(job) for job in jobs[:MAX_PLACES]}
+            for start in range(0, max(1, len(jobs)), MAX_PAGE):
+                part = [self._show(job, caller) for job in jobs[start : start + MAX_PAGE]]
+                await context.write(scheduler_pb2.WatchJobsResponse(jobs=part, snapshot=True))
+            looked = 0.0
+            while only is None or not isinstance(only.status, Finished) or watch.jobs:
+                await watch.wait()
+                await asyncio.sleep(GATHER)
+                changed = {}
+                for job_id in watch.take_jobs():
+                    job = self._engine.jobs.get(job_id)
+                    if job is None or (only is not None and job is not only):
+                        continue
+                    if only is not None or wanted.matches(job) or job_id in shown:
+                        changed[job_id] = job
+                        shown.add(job_id)
+                        if isinstance(job.status, Finished):
+                            shown.discard(job_id)
+                            places.pop(job_id, None)
+                if watch.queue:
+                    if self._driver.now() - looked >= PLACES_EVERY:
+                        looked, watch.queue = self._driver.now(), False
+                        for job in self._moved(only, wanted, places):
+                            changed[job.id] = job
+                    else:
+                        asyncio.get_running_loop().call_later(PLACES_EVERY, watch.wake)
+                if changed:
+                    await context.write(
+                        scheduler_pb2.WatchJobsResponse(jobs=[self._show(job, caller) for job in changed.values()])
+                    )
+        finally:
+            self._services.watchers.forget(watch)
+
+    @guarded
+    async def CancelJob(  # noqa: N802
+        self, request: scheduler_pb2.CancelJobRequest, context: Context
+    ) -> scheduler_pb2.CancelJobResponse:
+        caller = self._services.callers.identify(context)
+        job = self._engine.job(convert.job_id(request.job_id))
+        self._services.callers.require_owner(caller, job, "cancel")
+        message = f"cancelled by {caller.owner.name}"
+        if request.reason:
+            message += f": {_text(request.reason, 'reason')}"
+        self._driver.handle(ev.Cancel(job.id, message))
+        return scheduler_pb2.CancelJobResponse(job=self._show(job, caller))
+
+    @guarded
+    async def UpdateJob(  # noqa: N802
+        self, request: scheduler_pb2.UpdateJobRequest, context: Context
+    ) -> scheduler_pb2.UpdateJobResponse:
+        caller = self._services.callers.identify(context)
+        job = self._engine.job(convert.job_id(request.job.id, "job.id"))
+        self._services.callers.require_owner(caller, job, "change")
+        paths = list(request.update_mask.paths)
+        unknown = [path for path in paths if path not in UPDATABLE]
+        if unknown or not paths:
+            what = f"{unknown[0]!r} cannot be changed" if unknown else "is empty"
+            raise Invalid(f"update_mask: {what}; allowed are {', '.join(UPDATABLE)}", field="update_mask")
+        priority = request.job.priority if "priority" in paths else None
+        if priority is not None and priority > job.priority:
+            self._services.callers.require_priority(caller, priority)
+        name = request.job.name if "name" in paths else None
+        self._driver.handle(ev.Update(job.id, priority, name, caller.owner.name))
+        return scheduler_pb2.UpdateJobResponse(job=self._show(job, caller))
+
+    @guarded
+    async def ExplainJob(  # noqa: N802
+        self, request: scheduler_pb2.ExplainJobRequest, context: Context
+    ) -> scheduler_pb2.ExplainJobResponse:
+        caller = self._services.callers.identify(context)
+        job = self._engine.job(convert.job_id(request.job_id))
+        cause = why.explain(self._engine, job)
+        if cause is None:
+            lines = [f"Job {job.id} does not wait: it is {job.state.value.replace('_', ' ')}."]
+            if isinstance(job.status, Finished):
+                lines.append(f"It ended: {job.status.outcome.message}.")
+        else:
+            lines = why.lines(self._engine, job, cause)
+        return scheduler_pb2.ExplainJobResponse(job=self._show(job, caller, history=True), lines=lines)
+
+    # -- GPUs and nodes ------------------------------------------------------------------------------------
+
+    @guarded
+    async def ListGpus(  # noqa: N802
+        self, request: scheduler_pb2.ListGpusRequest, context: Context
+    ) -> scheduler_pb2.ListGpusResponse:
+        self._services.callers.identify(context)
+        return scheduler_pb2.ListGpusResponse(gpus=self._gpus(request.node))
+
+    @guarded
+    async def WatchGpus(self, request: scheduler_pb2.WatchGpusRequest, context: Context) -> None:  # noqa: N802
+        self._services.callers.identify(context)
+        watch = self._services.watchers.watch_gpus()
+        try:
+            while True:
+                await context.write(scheduler_pb2.WatchGpusResponse(gpus=self._gpus(request.node)))
+                await watch.wait()
+                await asyncio.sleep(GATHER)
+        finally:
+            self._services.watchers.forget(watch)
+
+    @guarded
+    async def ListNodes(  # noqa: N802
+        self, request: scheduler_pb2.ListNodesRequest, context: Context
+    ) -> scheduler_pb2.ListNodesResponse:
+        self._services.callers.identify(context)
+        readings = self._services.observer.readings
+        nodes = []
+        for node in self._engine.pool.nodes.values():
+            seen = [readings[device.uuid][1] for device in node.devices if device.uuid in readings]
+            nodes.append(convert.node(self._engine, node, max(seen, default=None)))
+        return scheduler_pb2.ListNodesResponse(nodes=nodes)
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    def _show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
+        arguments = self._services.callers.sees_arguments(caller, job)
+        return convert.job(self._engine, job, arguments=arguments, history=history)
+
+    def _gpus(self, node: str) -> list[resources_pb2.Gpu]:
+        pool = self._engine.pool
+        if node and node not in pool.nodes:
+            raise NotSatisfiable(f"node: there is no node {node[:80]!r}", reason="UNKNOWN_NODE", field="node")
+        readings = self._services.observer.readings
+        return [
+            convert.gpu(self._engine, device, *readings.get(device.uuid, (None, None)))
+            for name, found in pool.nodes.items()
+            if node in ("", name)
+            for device in found.devices
+        ]
+
+    def _in_order(self, wanted: Filter) -> Iterator[tuple[tuple[float, ...], Job]]:
+        """Jobs that match, running ones first, then the queue, then ended ones, newest first, with their places."""
+        engine = self._engine
+        sources: list[Any] = [sorted(engine.running.values(), key=lambda job: job.id), engine.queue]
+        if wanted.wants_ended:
+            sources.append(engine.ended_jobs())
+        for source in sources:
+            for job in source:
+                if wanted.matches(job):
+                    yield _place(job), job
+
+    def _moved(self, only: Job | None, wanted: Filter, places: dict[Any, Any]) -> list[Job]:
+        """Waiting jobs whose place or reason is not what was told."""
+        moved = []
+        if only is not None:
+            waiting = [only] if only in self._engine.queue else []
+        else:
+            waiting = []
+            for job in self._engine.queue:
+                if len(waiting) == MAX_PLACES:
+                    break
+                if wanted.matches(job):
+                    waiting.append(job)
+        for job in waiting:
+            text = self._place_text(job)
+            if places.get(job.id) != text:
+                places[job.id] = text
+                moved.append(job)
+        return moved
+
+    def _place_text(self, job: Job) -> tuple[int, str] | None:
+        cause = why.explain(self._engine, job)
+        return None if cause is None else (self._engine.queue.position(job), cause.message)
+
+
+def _place(job: Job) -> tuple[float, ...]:
+    """Where a job stands in a list of all; later in the list is greater."""
+    if isinstance(job.status, Finished):
+        return (2.0, -job.status.at, -float(job.id))
+    if job.lease is not None:
+        return (0.0, float(job.id))
+    return (1.0, *map(float, job.key))
+
+
+def _encode_page(place: tuple[float, ...]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def _decode_page(token: str) -> tuple[float, ...] | None:
+    if not token:
+        return None
+    try:
+        return tuple(float(number) for number in json.loads(base64.urlsafe_b64decode(token.encode())))
+    except (ValueError, TypeError):
+        raise Invalid("page_token: is not one that ListJobs gave", field="page_token") from None
+
+
+def _text(text: str, field: str) -> str:
+    """Free text for people, on one line. Raises Invalid."""
+    if len(text) > 500 or not text.isprintable():
+        raise Invalid(f"{field}: at most 500 printable characters are allowed", field=field)
+    return text

@@ -1,0 +1,63 @@
+"""What all servicers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpusched.scheduler.core.errors import Invalid, NotFound
+from gpusched.scheduler.core.pool import Device
+from gpusched.scheduler.desk import Desk
+from gpusched.scheduler.driver import Driver
+from gpusched.scheduler.observer import Observer
+from gpusched.scheduler.rpc.callers import Callers
+from gpusched.scheduler.rpc.watchers import Watchers
+
+
+@dataclass(slots=True)
+class About:
+    """What the server tells of itself."""
+
+    version: str
+    address: str
+    mode: str
+    node: str
+    user: str
+    uid: int
+    pid: int
+    admin_socket: str
+    started_at: float
+
+
+@dataclass(slots=True)
+class Services:
+    """
+    Attributes:
+        state_id: names the state that keeps the jobs; another id is another scheduler.
+        stopping: the server goes away; ends of streams mean nothing any more.
+    """
+
+    driver: Driver
+    desk: Desk
+    observer: Observer
+    watchers: Watchers
+    callers: Callers
+    about: About
+    state_id: str
+    stopping: bool = False
+
+    def device(self, text: str, field: str) -> Device:
+        """A GPU by uuid, index on the scheduler's own node, or "node:index". Raises Invalid, NotFound."""
+        pool = self.driver.engine.pool
+        if text in pool.devices:
+            return pool.devices[text]
+        name, _, index = text.rpartition(":")
+        if not (index.isascii() and index.isdigit()):
+            raise Invalid(
+                f"{field}: {text[:80]!r} names no GPU; give an index such as 3, node:index, or a uuid", field=field
+            )
+        node = pool.nodes.get(name or self.about.node)
+        for device in node.devices if node else []:
+            if device.info.index == int(index):
+                return device
+        where = f"{len(node.devices)} GPUs on node {node.info.name}" if node else f"no node {name!r}"
+        raise NotFound(f"{field}: there is no GPU {text!r}; there are {where}", reason="GPU_NOT_FOUND", field=field)

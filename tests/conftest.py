@@ -1,0 +1,38 @@
+"""Fixtures that all rooms share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.server import Server
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `GPUSCHED_*` variable of the person who runs the tests must not reach them."""
+    for name in list(os.environ):
+        if name.startswith("GPUSCHED_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server_factory() -> Iterator[Callable[..., Server]]:
+    """Servers to order, closed at the end: `server_factory("2x8", args=(...))` gives a started one."""
+    servers: list[Server] = []
+
+    def make(simulate: str = "8", **options: object) -> Server:
+        server = Server(simulate, **options)  # type: ignore[arg-type]
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def server(server_factory: Callable[..., Server]) -> Server:
+    """One server with eight simulated GPUs."""
+    return server_factory("8")
