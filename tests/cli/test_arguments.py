@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from support.server import clean_environment, free_port
 
 from gpusched.client.cli.main import COMMANDS, run
+from support.server import clean_environment, free_port
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from gpusched.client.cli.main import COMMANDS, run
         (["priority", "7", "9" * 400], "will not do: give a whole number"),
         (["cancel"], "required: ID"),
         (["cancel", "7", "--reason", "a\x1b[2Jb"], "argument --reason: 'a\\x1b[2Jb' will not do: give one line"),
-        (["drain", "3", "--reason", "x" * 1001], "at most 1000 characters"),
+        (["drain", "3", "--reason", "x" * 501], "at most 500 characters"),
         (["sim", "cpu", "3"], "invalid choice: 'cpu'"),
         (["sim", "gpu", "3"], "nothing to set; give at least one of --util"),
         (["sim", "gpu", "3", "--util", "101"], "'101' will not do: give a whole number from 0 to 100"),

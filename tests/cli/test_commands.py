@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from support.server import clean_environment
 
 import gpusched.v1.job_pb2 as job_pb
 import gpusched.v1.resources_pb2 as resources_pb
@@ -24,6 +23,7 @@ import gpusched.v1.scheduler_pb2 as pb
 from cli.fake_service import END, FakeServer, Refusal
 from cli.terminal import Terminal
 from gpusched.client.cli.main import run
+from support.server import clean_environment
 
 Captured = pytest.CaptureFixture[str]
 

@@ -56,7 +56,7 @@ def test_an_ended_job_shows_how_long_it_ran_and_how_it_ended() -> None:
         (job_pb.Reason(code=job_pb.REASON_CODE_PRIORITY, ahead_job_id="5", message="long"), "behind job 5"),
         (
             job_pb.Reason(code=job_pb.REASON_CODE_PAUSED, message="scheduling is paused: tea"),
-            "scheduling is paused: tea",
+            "paused: tea",
         ),
         (job_pb.Reason(code=job_pb.REASON_CODE_READY, message="x"), "starts next"),
         (job_pb.Reason(code=99, message="a reason of a newer server"), "a reason of a newer server"),  # type: ignore[arg-type]
@@ -94,8 +94,9 @@ def test_a_state_of_a_newer_server_has_a_number() -> None:
 
 def test_a_gpu_shows_its_readings_and_unknown_ones_as_such() -> None:
     known = gpu(
-        3, model="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, memory_used_bytes=int(11.2 * 2**30), power_watts=69.6,
-        state=resources_pb.GPU_STATE_ALLOCATED, utilization_percent=97, temperature_celsius=61, job_id="7", user="alice",
+        3, model="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, memory_used_bytes=int(11.2 * 2**30),
+        power_watts=69.6, state=resources_pb.GPU_STATE_ALLOCATED, utilization_percent=97, temperature_celsius=61,
+        job_id="7", user="alice",
     )  # fmt: skip
     assert [cell.text for cell in gpus.row(known, False).cells] == [
         "3", "ALLOCATED", "H100 80GB HBM3", "11.2/80 GiB", "97%", "61°C", "70 W", "7", "alice",

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from gpusched.scheduler.core.classify import classify, descends_from, format_bytes
 from gpusched.scheduler.core.model import Condition, Holder, ProcessReading
 from gpusched.scheduler.inventory import proc
-from gpusched.scheduler.core.classify import classify, descends_from, format_bytes
 
 GIB = 1024**3
 HOLDER = Holder(100, 5000)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,7 +143,8 @@ def test_an_untouched_gpu_is_idle_and_well() -> None:
 def test_what_is_set_is_read_and_the_rest_stays() -> None:
     inventory = SimulatedInventory("2", "box")
     idle = inventory.read(UUID)
-    sitting = (ProcessReading(9, memory_bytes=GIB), ProcessReading(10, memory_bytes=2 * GIB))
+    # Pids that no machine has, so that nothing is known of them.
+    sitting = (ProcessReading(2**30, memory_bytes=GIB), ProcessReading(2**30 + 1, memory_bytes=2 * GIB))
     inventory.set_gpu(UUID, utilization=100, processes=sitting)
     inventory.set_gpu(UUID, fault="Xid 79: GPU has fallen off the bus")
     reading = inventory.read(UUID)
@@ -217,3 +221,14 @@ def test_an_unknown_gpu() -> None:
     with pytest.raises(KeyError):
         inventory.set_gpu("GPU-sim-box-2", fault="x")
     inventory.close()
+
+
+def test_a_real_process_that_is_set_is_known_and_goes_when_it_ends() -> None:
+    inventory = SimulatedInventory("2", "box")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        inventory.set_gpu(UUID, processes=(ProcessReading(child.pid, memory_bytes=GIB),))
+        (seen,) = inventory.processes(UUID)
+        assert seen.command == "sleep"
+        assert os.getpid() in [pid for pid, _ in seen.ancestors]
+        child.kill()
+    assert inventory.processes(UUID) == ()

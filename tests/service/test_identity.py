@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import grpc
+import grpc.aio
 import pytest
 
 from gpusched.scheduler.identity import (
@@ -246,6 +248,31 @@ def test_another_loopback_address_is_found(listener: socket.socket) -> None:
         assert PeerIdentifier(port_of(listener)).identify(peer_of(client)).uid == os.geteuid()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_what_grpc_calls_its_peers_is_understood(host: str) -> None:
+    """Pins the form of `context.peer()`, which is no documented interface."""
+    callers: list[Caller] = []
+
+    async def who(_request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        callers.append(PeerIdentifier(port).identify(context.peer()))
+        return b""
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(who)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", {"Am": handler}),))
+    try:
+        port = server.add_insecure_port(f"{host}:0")
+    except RuntimeError:
+        pytest.skip(f"no {host} here")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+            await channel.unary_unary("/test.Who/Am")(b"", timeout=10)
+    finally:
+        await server.stop(0)
+    assert callers == [Caller(os.geteuid(), user_name(os.geteuid()))]
+
+
 @pytest.mark.parametrize(
     "peer",
     [
@@ -293,6 +320,22 @@ def test_goes_on_after_its_netlink_socket_broke(listener: socket.socket) -> None
         assert identifier._socket is not None
         identifier._socket.close()
         assert identifier.identify(peer_of(client)).uid == os.geteuid()
+
+
+def test_answer_about_another_socket_is_refused(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the kernel's look-up finds instead, only the connection asked about tells who calls."""
+    with pair(listener) as (one, _), pair(listener) as (other, _):
+        identifier = PeerIdentifier(port_of(listener))
+        ask = identifier._exchange
+        kept: list[bytes] = []
+
+        def remember(body: bytes) -> bytes | None:
+            kept.append(ask(body) or b"")
+            return kept[0]
+
+        monkeypatch.setattr(identifier, "_exchange", remember)
+        assert identifier.identify(peer_of(one))
+        assert "not known" in refusal(identifier, peer_of(other))
 
 
 def test_late_answer_to_an_older_question_is_passed_over(listener: socket.socket) -> None:

@@ -16,7 +16,7 @@ from gpusched.scheduler import logs
 from gpusched.scheduler.logs import JsonFormatter, TextFormatter, escape, log_event
 
 Written = Callable[..., tuple[logging.Logger, io.StringIO]]
-NASTY = 'a\nb\r\x1b[2J\x9b\x7f\u2028\u202e\0\ud800 "=,\\'
+NASTY = 'a\nb\r\x1b[2J\x9b\x7f\u2028\u2029\u202e\0\ud800 "=,\\'
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""gpusched's Python client.
+
+    from gpusched.client import acquire
+
+    with acquire(gpus=2) as lease:  # waits its turn; sets CUDA_VISIBLE_DEVICES
+        train()
+
+`acquire` asks for GPUs, `Client` looks at and steers the scheduler; `gpusched.client.aio` has both for asyncio. What
+is imported here is imported when it is first used: `import gpusched.client` costs next to nothing, and `acquire` never
+loads grpc into this process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpusched.client.api import Client, connect
+    from gpusched.client.errors import (
+        GpuschedError,
+        GpuschedWarning,
+        InvalidRequest,
+        JobCancelled,
+        JobEnded,
+        JobNotFound,
+        LeaseLost,
+        LimitReached,
+        NotSatisfiable,
+        PermissionDenied,
+        ServerMismatch,
+        ServerUnavailable,
+        Unauthenticated,
+        WaitTimeout,
+    )
+    from gpusched.client.sync import Lease, Ticket, acquire
+    from gpusched.client.usage import UsageError
+    from gpusched.client.views import (
+        AllocatedGpu,
+        Gpu,
+        GpuState,
+        Job,
+        JobState,
+        Node,
+        Notice,
+        NoticeKind,
+        QueueUpdate,
+        Reason,
+        ReasonCode,
+        Status,
+    )
+
+_HOMES = {
+    "sync": ("Lease", "Ticket", "acquire"),
+    "api": ("Client", "connect"),
+    "errors": (
+        *("GpuschedError", "GpuschedWarning", "InvalidRequest", "JobCancelled", "JobEnded", "JobNotFound", "LeaseLost"),
+        *("LimitReached", "NotSatisfiable", "PermissionDenied", "ServerMismatch", "ServerUnavailable"),
+        *("Unauthenticated", "WaitTimeout"),
+    ),
+    "usage": ("UsageError",),
+    "views": (
+        *("AllocatedGpu", "Gpu", "GpuState", "Job", "JobState", "Node", "Notice", "NoticeKind", "QueueUpdate"),
+        *("Reason", "ReasonCode", "Status"),
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AllocatedGpu",
+    "Client",
+    "Gpu",
+    "GpuState",
+    "GpuschedError",
+    "GpuschedWarning",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobEnded",
+    "JobNotFound",
+    "JobState",
+    "Lease",
+    "LeaseLost",
+    "LimitReached",
+    "Node",
+    "NotSatisfiable",
+    "Notice",
+    "NoticeKind",
+    "PermissionDenied",
+    "QueueUpdate",
+    "Reason",
+    "ReasonCode",
+    "ServerMismatch",
+    "ServerUnavailable",
+    "Status",
+    "Ticket",
+    "Unauthenticated",
+    "UsageError",
+    "WaitTimeout",
+    "acquire",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,6 +19,12 @@ def parent(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
 def ancestors(pid: int) -> Iterator[int]:
     """The process itself, its parent, and so on up to pid 1, as far as they can be seen."""
     seen: set[int] = set()

@@ -96,6 +96,12 @@ def encode(kind: str, **fields: Any) -> bytes:
     return json.dumps({"kind": kind, **{name: dump(value) for name, value in fields.items()}}).encode() + b"\n"
 
 
+def decode(line: bytes) -> dict[str, Any]:
+    """A line of `encode`, without its end."""
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
 def messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
     """Messages from the other end until it closes or dies; half a line at the end is dropped."""
     buffer = b""
@@ -107,5 +113,4 @@ def messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
         if not received:
             return
         *lines, buffer = (buffer + received).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+        yield from map(decode, lines)

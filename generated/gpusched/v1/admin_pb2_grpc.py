@@ -34,6 +34,16 @@ class AdminStub(object):
                 request_serializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.SerializeToString,
                 response_deserializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.FromString,
                 )
+        self.SetJobState = channel.unary_unary(
+                '/gpusched.v1.Admin/SetJobState',
+                request_serializer=gpusched_dot_v1_dot_admin__pb2.SetJobStateRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_admin__pb2.SetJobStateResponse.FromString,
+                )
+        self.Diagnose = channel.unary_unary(
+                '/gpusched.v1.Admin/Diagnose',
+                request_serializer=gpusched_dot_v1_dot_admin__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_admin__pb2.DiagnoseResponse.FromString,
+                )
 
 
 class AdminServicer(object):
@@ -65,6 +75,20 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetJobState(self, request, context):
+        """Move a stuck job to another state, along legal moves only; who and why are kept in its history.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """Look for damage and contradictions in the store, the queue and the devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -87,6 +111,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ResumeScheduling,
                     request_deserializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.FromString,
                     response_serializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.SerializeToString,
+            ),
+            'SetJobState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetJobState,
+                    request_deserializer=gpusched_dot_v1_dot_admin__pb2.SetJobStateRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_admin__pb2.SetJobStateResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=gpusched_dot_v1_dot_admin__pb2.DiagnoseRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_admin__pb2.DiagnoseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -163,5 +197,39 @@ class Admin(object):
         return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Admin/ResumeScheduling',
             gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.SerializeToString,
             gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SetJobState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Admin/SetJobState',
+            gpusched_dot_v1_dot_admin__pb2.SetJobStateRequest.SerializeToString,
+            gpusched_dot_v1_dot_admin__pb2.SetJobStateResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Admin/Diagnose',
+            gpusched_dot_v1_dot_admin__pb2.DiagnoseRequest.SerializeToString,
+            gpusched_dot_v1_dot_admin__pb2.DiagnoseResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

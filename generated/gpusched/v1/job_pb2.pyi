@@ -37,6 +37,20 @@ class ReasonCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_CODE_UNCONFIRMED: _ClassVar[ReasonCode]
     REASON_CODE_STARTING: _ClassVar[ReasonCode]
     REASON_CODE_READY: _ClassVar[ReasonCode]
+    REASON_CODE_HELD: _ClassVar[ReasonCode]
+    REASON_CODE_DEPENDENCY: _ClassVar[ReasonCode]
+    REASON_CODE_BEGIN_TIME: _ClassVar[ReasonCode]
+    REASON_CODE_BACKOFF: _ClassVar[ReasonCode]
+    REASON_CODE_REATTACH: _ClassVar[ReasonCode]
+    REASON_CODE_LIMIT: _ClassVar[ReasonCode]
+    REASON_CODE_STORE: _ClassVar[ReasonCode]
+
+class DependencyCondition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPENDENCY_CONDITION_UNSPECIFIED: _ClassVar[DependencyCondition]
+    DEPENDENCY_CONDITION_OK: _ClassVar[DependencyCondition]
+    DEPENDENCY_CONDITION_ANY: _ClassVar[DependencyCondition]
+    DEPENDENCY_CONDITION_FAILED: _ClassVar[DependencyCondition]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -57,6 +71,17 @@ REASON_CODE_UNAVAILABLE: ReasonCode
 REASON_CODE_UNCONFIRMED: ReasonCode
 REASON_CODE_STARTING: ReasonCode
 REASON_CODE_READY: ReasonCode
+REASON_CODE_HELD: ReasonCode
+REASON_CODE_DEPENDENCY: ReasonCode
+REASON_CODE_BEGIN_TIME: ReasonCode
+REASON_CODE_BACKOFF: ReasonCode
+REASON_CODE_REATTACH: ReasonCode
+REASON_CODE_LIMIT: ReasonCode
+REASON_CODE_STORE: ReasonCode
+DEPENDENCY_CONDITION_UNSPECIFIED: DependencyCondition
+DEPENDENCY_CONDITION_OK: DependencyCondition
+DEPENDENCY_CONDITION_ANY: DependencyCondition
+DEPENDENCY_CONDITION_FAILED: DependencyCondition
 
 class Reason(_message.Message):
     __slots__ = ("code", "message", "gpus_needed", "gpus_free", "blockers", "ahead_job_id")
@@ -119,7 +144,7 @@ class Outcome(_message.Message):
     def __init__(self, exit_status: _Optional[int] = ..., signal: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "state", "name", "user", "uid", "resources", "priority", "time_limit", "command", "submitted_at", "started_at", "ended_at", "position", "reason", "gpus", "lease_id", "outcome", "holder_pid", "node", "history", "forecast", "promise")
+    __slots__ = ("id", "kind", "state", "name", "user", "uid", "resources", "priority", "time_limit", "command", "submitted_at", "started_at", "ended_at", "position", "reason", "gpus", "lease_id", "outcome", "holder_pid", "node", "history", "forecast", "promise", "working_directory", "output_path", "retry", "attempt", "requeue", "dependencies", "begin_at", "held", "usage", "attempts")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +168,16 @@ class Job(_message.Message):
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     FORECAST_FIELD_NUMBER: _ClassVar[int]
     PROMISE_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REQUEUE_FIELD_NUMBER: _ClassVar[int]
+    DEPENDENCIES_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_AT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: JobKind
     state: JobState
@@ -166,7 +201,17 @@ class Job(_message.Message):
     history: _containers.RepeatedCompositeFieldContainer[JobEvent]
     forecast: _timestamp_pb2.Timestamp
     promise: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., name: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., submitted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[int] = ..., reason: _Optional[_Union[Reason, _Mapping]] = ..., gpus: _Optional[_Iterable[_Union[AllocatedGpu, _Mapping]]] = ..., lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., holder_pid: _Optional[int] = ..., node: _Optional[str] = ..., history: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., forecast: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., promise: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    working_directory: str
+    output_path: str
+    retry: RetryPolicy
+    attempt: int
+    requeue: bool
+    dependencies: _containers.RepeatedCompositeFieldContainer[Dependency]
+    begin_at: _timestamp_pb2.Timestamp
+    held: bool
+    usage: Usage
+    attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., name: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., submitted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[int] = ..., reason: _Optional[_Union[Reason, _Mapping]] = ..., gpus: _Optional[_Iterable[_Union[AllocatedGpu, _Mapping]]] = ..., lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., holder_pid: _Optional[int] = ..., node: _Optional[str] = ..., history: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., forecast: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., promise: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., working_directory: _Optional[str] = ..., output_path: _Optional[str] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., attempt: _Optional[int] = ..., requeue: bool = ..., dependencies: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., begin_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held: bool = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("at", "state", "message")
@@ -177,3 +222,55 @@ class JobEvent(_message.Message):
     state: JobState
     message: str
     def __init__(self, at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RetryPolicy(_message.Message):
+    __slots__ = ("max_retries", "backoff", "exit_statuses")
+    MAX_RETRIES_FIELD_NUMBER: _ClassVar[int]
+    BACKOFF_FIELD_NUMBER: _ClassVar[int]
+    EXIT_STATUSES_FIELD_NUMBER: _ClassVar[int]
+    max_retries: int
+    backoff: _duration_pb2.Duration
+    exit_statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, max_retries: _Optional[int] = ..., backoff: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., exit_statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Dependency(_message.Message):
+    __slots__ = ("job_id", "condition")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    condition: DependencyCondition
+    def __init__(self, job_id: _Optional[str] = ..., condition: _Optional[_Union[DependencyCondition, str]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("wall", "cpu", "peak_memory_bytes", "gpu_seconds", "peak_gpu_memory_bytes")
+    WALL_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    wall: _duration_pb2.Duration
+    cpu: _duration_pb2.Duration
+    peak_memory_bytes: int
+    gpu_seconds: float
+    peak_gpu_memory_bytes: int
+    def __init__(self, wall: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., cpu: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., gpu_seconds: _Optional[float] = ..., peak_gpu_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class Attempt(_message.Message):
+    __slots__ = ("number", "started_at", "ended_at", "state", "outcome", "usage", "gpus", "output_path")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    started_at: _timestamp_pb2.Timestamp
+    ended_at: _timestamp_pb2.Timestamp
+    state: JobState
+    outcome: Outcome
+    usage: Usage
+    gpus: _containers.RepeatedCompositeFieldContainer[AllocatedGpu]
+    output_path: str
+    def __init__(self, number: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., gpus: _Optional[_Iterable[_Union[AllocatedGpu, _Mapping]]] = ..., output_path: _Optional[str] = ...) -> None: ...

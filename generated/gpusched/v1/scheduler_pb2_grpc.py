@@ -29,6 +29,26 @@ class SchedulerStub(object):
                 request_serializer=gpusched_dot_v1_dot_scheduler__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=gpusched_dot_v1_dot_scheduler__pb2.ReleaseResponse.FromString,
                 )
+        self.Submit = channel.unary_unary(
+                '/gpusched.v1.Scheduler/Submit',
+                request_serializer=gpusched_dot_v1_dot_scheduler__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_scheduler__pb2.SubmitResponse.FromString,
+                )
+        self.WaitJob = channel.unary_stream(
+                '/gpusched.v1.Scheduler/WaitJob',
+                request_serializer=gpusched_dot_v1_dot_scheduler__pb2.WaitJobRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_scheduler__pb2.WaitJobResponse.FromString,
+                )
+        self.StreamLogs = channel.unary_stream(
+                '/gpusched.v1.Scheduler/StreamLogs',
+                request_serializer=gpusched_dot_v1_dot_scheduler__pb2.StreamLogsRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_scheduler__pb2.StreamLogsResponse.FromString,
+                )
+        self.RequeueJob = channel.unary_unary(
+                '/gpusched.v1.Scheduler/RequeueJob',
+                request_serializer=gpusched_dot_v1_dot_scheduler__pb2.RequeueJobRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_scheduler__pb2.RequeueJobResponse.FromString,
+                )
         self.GetStatus = channel.unary_unary(
                 '/gpusched.v1.Scheduler/GetStatus',
                 request_serializer=gpusched_dot_v1_dot_scheduler__pb2.GetStatusRequest.SerializeToString,
@@ -102,6 +122,34 @@ class SchedulerServicer(object):
 
     def Release(self, request, context):
         """The holder's own end of its lease, with the exit status for the history.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Submit(self, request, context):
+        """Queue a command that the scheduler runs. When this returns, the job is kept safe from a power loss.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitJob(self, request, context):
+        """The job now, then at each change, up to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamLogs(self, request, context):
+        """What a batch job wrote: from its start or its last lines, and on while it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequeueJob(self, request, context):
+        """End a batch job's run and queue it again, or queue again one that has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +236,26 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=gpusched_dot_v1_dot_scheduler__pb2.ReleaseRequest.FromString,
                     response_serializer=gpusched_dot_v1_dot_scheduler__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=gpusched_dot_v1_dot_scheduler__pb2.SubmitRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_scheduler__pb2.SubmitResponse.SerializeToString,
+            ),
+            'WaitJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WaitJob,
+                    request_deserializer=gpusched_dot_v1_dot_scheduler__pb2.WaitJobRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_scheduler__pb2.WaitJobResponse.SerializeToString,
+            ),
+            'StreamLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamLogs,
+                    request_deserializer=gpusched_dot_v1_dot_scheduler__pb2.StreamLogsRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_scheduler__pb2.StreamLogsResponse.SerializeToString,
+            ),
+            'RequeueJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueJob,
+                    request_deserializer=gpusched_dot_v1_dot_scheduler__pb2.RequeueJobRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_scheduler__pb2.RequeueJobResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -297,6 +365,74 @@ class Scheduler(object):
         return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Scheduler/Release',
             gpusched_dot_v1_dot_scheduler__pb2.ReleaseRequest.SerializeToString,
             gpusched_dot_v1_dot_scheduler__pb2.ReleaseResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Scheduler/Submit',
+            gpusched_dot_v1_dot_scheduler__pb2.SubmitRequest.SerializeToString,
+            gpusched_dot_v1_dot_scheduler__pb2.SubmitResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def WaitJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/gpusched.v1.Scheduler/WaitJob',
+            gpusched_dot_v1_dot_scheduler__pb2.WaitJobRequest.SerializeToString,
+            gpusched_dot_v1_dot_scheduler__pb2.WaitJobResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def StreamLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/gpusched.v1.Scheduler/StreamLogs',
+            gpusched_dot_v1_dot_scheduler__pb2.StreamLogsRequest.SerializeToString,
+            gpusched_dot_v1_dot_scheduler__pb2.StreamLogsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RequeueJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Scheduler/RequeueJob',
+            gpusched_dot_v1_dot_scheduler__pb2.RequeueJobRequest.SerializeToString,
+            gpusched_dot_v1_dot_scheduler__pb2.RequeueJobResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -101,10 +101,9 @@ class JsonFormatter(logging.Formatter):
         if trace := _traceback(record):
             entry["traceback"] = trace
         try:
-            line = json.dumps(entry, default=_plain, allow_nan=False)
+            return json.dumps(entry, default=_plain, allow_nan=False)
         except (TypeError, ValueError):  # keys that JSON has no form for, NaN, an object within itself
-            line = json.dumps({name: value if isinstance(value, str) else repr(value) for name, value in entry.items()})
-        return line.replace("\x7f", "\\u007f")
+            return json.dumps({name: value if isinstance(value, str) else repr(value) for name, value in entry.items()})
 
 
 def escape(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from typing import Any
 
 from gpusched.client.cli.output import Mode, Output, document
@@ -59,7 +60,7 @@ def target_of(args: argparse.Namespace, session: Session) -> Any:
     return pb.DrainTarget(node=target)
 
 
-def tell(gpus: Any, output: Output, words: Any) -> None:
+def tell(gpus: Any, output: Output, words: Callable[[str, Any], str]) -> None:
     """What came of it, a sentence for each GPU."""
     if output.mode is Mode.JSON:
         output.json({"gpus": [document(gpu) for gpu in gpus]})

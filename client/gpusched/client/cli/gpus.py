@@ -19,7 +19,7 @@ COLUMNS = (
     Column("UTIL", right=True),
     Column("TEMP", right=True, drop=4),
     Column("POWER", right=True, drop=6),
-    Column("JOB", right=True),
+    Column("JOB"),
     Column("USER", least=4, drop=2),
 )
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         if output.mode is Mode.JSON:
             output.json({"gpus": [document(gpu) for gpu in gpus]})
         elif output.mode is Mode.QUIET:
-            output.lines(gpu.uuid for gpu in gpus)
+            output.ids(gpu.uuid for gpu in gpus)
         elif gpus:
             output.lines(output.table(COLUMNS, rows(gpus)))
         else:

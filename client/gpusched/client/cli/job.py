@@ -65,7 +65,8 @@ def account(job: Any, output: Output) -> list[str]:
         facts.append(("Asked", Cell(show.clock(job.submitted_at))))
     if job.HasField("started_at"):
         waited = show.seconds(job.started_at) - show.seconds(job.submitted_at)
-        facts.append(("Started", Cell(f"{show.clock(job.started_at)}, after a wait of {format_duration(waited)}")))
+        wait = f"after a wait of {format_duration(waited)}" if waited >= 1 else "at once"
+        facts.append(("Started", Cell(f"{show.clock(job.started_at)}, {wait}")))
     if job.HasField("ended_at"):
         ran = f", after {show.elapsed(job, now)}" if job.HasField("started_at") else ""
         facts.append(("Ended", Cell(show.clock(job.ended_at) + ran)))

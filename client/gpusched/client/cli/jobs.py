@@ -9,7 +9,7 @@ from typing import Any
 
 from gpusched.client.cli.output import Cell, Column, Mode, Output, Row, Table, document, paint
 from gpusched.client.cli.parsing import Parser, add_listing, checked, short_text, whole_number
-from gpusched.client.cli.session import Session
+from gpusched.client.cli.session import Session, Stream
 from gpusched.client.usage import UsageError
 
 STATES = ("queued", "running", "completed", "failed", "cancelled", "timed_out", "preempted", "lost")
@@ -19,14 +19,14 @@ ENDED_LIMIT = 1000
 
 COLUMNS = (
     Column("JOB"),
-    Column("STATE", least=5),
-    Column("USER", least=4, drop=3),
-    Column("NAME", least=6, drop=4),
+    Column("STATE"),
+    Column("USER", least=5, drop=2),
+    Column("NAME", least=8, drop=3),
     Column("GPUS", least=6),
     Column("POSITION", short="POS", right=True),
     Column("TIME", right=True),
     Column("LIMIT", right=True, drop=5),
-    Column("REASON", least=8, drop=1),
+    Column("REASON", least=10, drop=4),
 )
 
 
@@ -60,8 +60,14 @@ def run(args: argparse.Namespace, output: Output) -> int:
         if args.watch:
             from gpusched.client.cli.watch import follow
 
-            request = pb.WatchJobsRequest(filter=wanted)
-            return follow(session, output, lambda: session.scheduler.WatchJobs(request), JobsView(output, wanted))
+            view = JobsView(output, wanted)
+
+            def open_stream() -> Stream:
+                view.restart()
+                stream: Stream = session.scheduler.WatchJobs(pb.WatchJobsRequest(filter=wanted))
+                return stream
+
+            return follow(session, output, open_stream, view)
         limit = args.limit
         if limit is None:
             limit = ENDED_LIMIT if args.all or args.states else 0
@@ -114,7 +120,7 @@ def _print(jobs: list[Any], total: int, output: Output, narrowed: bool) -> None:
     if output.mode is Mode.JSON:
         output.json({"jobs": [document(job) for job in jobs], "total_size": total})
     elif output.mode is Mode.QUIET:
-        output.lines(job.id for job in jobs)
+        output.ids(job.id for job in jobs)
     elif jobs:
         now = time.time()
         output.lines(output.table(COLUMNS, rows(jobs, now)))
@@ -164,14 +170,18 @@ class JobsView:
         self._states = frozenset(wanted.states)
         self._jobs: dict[str, Any] = {}
         self._news: list[Any] = []
-        self._snapshot = True
+        self._stale = False
         self._table: Table | None = None
 
+    def restart(self) -> None:
+        """A new stream begins: what it tells first replaces what is known."""
+        self._stale = True
+
     def take(self, message: Any) -> None:
-        """A snapshot replaces what is known, a change its job."""
-        self._snapshot = message.snapshot
-        if message.snapshot:
+        """A stream begins with all jobs, in several messages if there are many; then come those that changed."""
+        if self._stale:
             self._jobs.clear()
+            self._stale = False
         self._news = list(message.jobs)
         for job in message.jobs:
             if self._keeps(job):

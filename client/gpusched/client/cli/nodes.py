@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         if output.mode is Mode.JSON:
             output.json({"nodes": [document(node) for node in nodes]})
         elif output.mode is Mode.QUIET:
-            output.lines(node.name for node in nodes)
+            output.ids(node.name for node in nodes)
         elif nodes:
             output.lines(output.table(COLUMNS, rows(nodes, time.time())))
         else:

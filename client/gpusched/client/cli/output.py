@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 GAP = "  "
 
+_PIECE = 16384
+
 _SGR = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36", "magenta": "35"}
 
 
@@ -219,14 +221,17 @@ class Output:
 
     def lines(self, lines: Iterable[str]) -> None:
         """Write finished lines to standard output."""
-        text = "".join(f"{line}\n" for line in lines)
-        if text:
-            self._stdout.write(text)
-            self._stdout.flush()
+        self.raw("".join(f"{line}\n" for line in lines))
+
+    def ids(self, ids: Iterable[str]) -> None:
+        """What `--quiet` leaves of a list: one id a line."""
+        self.lines(map(clean, ids))
 
     def raw(self, text: str) -> None:
         """Write to standard output as it is: the terminal's own control sequences."""
-        self._stdout.write(text)
+        # In pieces: with PYTHONUNBUFFERED Python drops what a pipe does not take of one write, and says nothing.
+        for at in range(0, len(text), _PIECE):
+            self._stdout.write(text[at : at + _PIECE])
         self._stdout.flush()
 
     def say(self, text: str) -> None:
@@ -254,15 +259,26 @@ class Output:
 
 
 def document(message: Message) -> dict[str, Any]:
-    """A message as JSON values: names as in the contract, every field there but unset messages and optionals."""
+    """A message as JSON values: names and order of the contract, every field but unset messages and optionals."""
     from google.protobuf.json_format import MessageToDict
 
     options: dict[str, Any] = {"preserving_proto_field_name": True}
     try:
-        return MessageToDict(message, always_print_fields_with_no_presence=True, **options)
+        values = MessageToDict(message, always_print_fields_with_no_presence=True, **options)
     except TypeError:  # protobuf 4 calls it otherwise
         options["including_default_value_fields"] = True
-        return MessageToDict(message, **options)
+        values = MessageToDict(message, **options)
+    ordered: dict[str, Any] = _in_order(values, message.DESCRIPTOR)
+    return ordered
+
+
+def _in_order(values: Any, descriptor: Any) -> Any:
+    """The same JSON values with their fields in the contract's order, not first those that are set."""
+    if isinstance(values, list):
+        return [_in_order(value, descriptor) for value in values]
+    if not isinstance(values, dict) or descriptor is None or descriptor.GetOptions().map_entry:
+        return values  # a scalar, a time (a string in JSON), or a map
+    return {f.name: _in_order(values[f.name], f.message_type) for f in descriptor.fields if f.name in values}
 
 
 def _number(variable: str) -> int:

@@ -111,7 +111,7 @@ def job_id(text: str, field: str) -> str:
 
 
 def short_text(text: str, field: str) -> str:
-    """A reason for people: one line, at most 1,000 characters."""
-    if not text.isprintable() or len(text) > 1000:
-        raise UsageError(field, text, "give one line of at most 1000 characters, without control characters")
+    """A reason for people: one line, at most 500 characters."""
+    if not text.isprintable() or len(text) > 500:
+        raise UsageError(field, text, "give one line of at most 500 characters, without control characters")
     return text

@@ -114,6 +114,11 @@ def allocation(gpus: Iterable[Any], with_node: bool) -> str:
     return " ".join(f"{node}:{indices(found)}" if with_node else indices(found) for node, found in nodes.items())
 
 
+def matter(gpu: Any) -> str:
+    """What is the matter with a GPU, without its number and what its state says anyway; empty for nothing."""
+    return str(gpu.message).removeprefix(f"GPU {gpu.index}: ").removeprefix("drained: ")
+
+
 def short_reason(job: Any) -> str:
     """Why a job waits, or how it ended, in a few words; empty for one that runs."""
     state = job_state(job.state)
@@ -138,7 +143,7 @@ def waiting(reason: Any) -> str:
         return "starts next"
     if reason.code == job_pb2.REASON_CODE_STARTING:
         return "just asked"
-    return str(reason.message)
+    return str(reason.message).removeprefix("scheduling is ")
 
 
 def ended(outcome: Any) -> str:

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
             raise _real(session) from None
         if output.mode is Mode.JSON:
             output.json(document(gpu))
-        words = f": {gpu.message}" if gpu.message else ""
+        matter = show.matter(gpu)
+        words = f": {matter}" if matter else ""
         output.say(f"GPU {gpu.index} on {gpu.node} is {show.gpu_state(gpu.state).lower()}{words}")
         return 0
 

@@ -42,8 +42,13 @@ def block(status: Any, output: Output) -> list[str]:
     from gpusched.client.cli import show
     from gpusched.client.units import format_duration
 
-    simulated = ", simulated" if status.inventory_mode == "simulated" else ""
-    held = f"{status.gpus_allocated} held, " if status.gpus_allocated else ""
+    gpus = f"{status.gpus_free} of {status.gpus_total} free"
+    if status.gpus_allocated:
+        gpus += f", {status.gpus_allocated} held"
+    if (out := status.gpus_total - status.gpus_free - status.gpus_allocated) > 0:
+        gpus += f", {out} out of use"
+    if status.inventory_mode == "simulated":
+        gpus += " (simulated)"
     scheduling = Cell("on", "green")
     if status.paused:
         scheduling = Cell("paused" + (f": {status.pause_reason}" if status.pause_reason else ""), "yellow")
@@ -55,7 +60,7 @@ def block(status: Any, output: Output) -> list[str]:
             ("Address", Cell(status.address)),
             ("Up", Cell(f"{uptime}, since {show.clock(status.started_at)}")),
             ("Runs as", Cell(f"{status.user} on {status.node}, pid {status.pid}")),
-            ("GPUs", Cell(f"{held}{status.gpus_free} free, of {status.gpus_total}{simulated}")),
+            ("GPUs", Cell(gpus)),
             ("Jobs", Cell(f"{status.jobs_running} running, {status.jobs_queued} waiting, {status.jobs_total} known")),
             ("Scheduling", scheduling),
             ("Policy", Cell(status.policy or show.NONE)),

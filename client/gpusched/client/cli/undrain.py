@@ -22,15 +22,25 @@ def run(args: argparse.Namespace, output: Output) -> int:
     import gpusched.v1.admin_pb2 as pb
 
     with Session(args, output) as session:
-        request = pb.UndrainRequest(target=target_of(args, session))
-        gpus = session.call_as_admin(session.admin.Undrain, request).gpus
-        tell(gpus, output, _undrained)
+        target = target_of(args, session)
+        gpus = session.call_as_admin(session.admin.Undrain, pb.UndrainRequest(target=target)).gpus
+        tell(gpus, output, _undrained_node if target.WhichOneof("target") == "node" else _undrained_gpu)
         return 0
 
 
-def _undrained(name: str, gpu: Any) -> str:
+def _undrained_node(name: str, gpu: Any) -> str:
+    if gpu.drained:
+        return f"{name} stays drained, for it was drained by itself"
+    return _back(name, gpu)
+
+
+def _undrained_gpu(name: str, gpu: Any) -> str:
+    if gpu.drained:
+        return f"{name} stays drained with its node {gpu.node}"
+    return _back(name, gpu)
+
+
+def _back(name: str, gpu: Any) -> str:
     from gpusched.client.cli import show
 
-    if gpu.drained:
-        return f"{name} is still drained, with its node"
     return f"{name} is back in service ({show.gpu_state(gpu.state).lower()})"

@@ -1,6 +1,7 @@
 """The command: found before anything is queued for it, started with the lease's environment."""
 
-# ruff: noqa: PTH -- without pathlib, gsrun starts quicker
+# Without pathlib, gsrun starts quicker.
+# ruff: noqa: PTH116, PTH118
 from __future__ import annotations
 
 import errno
@@ -8,6 +9,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 from gpusched.client.gsrun import exits
 
@@ -67,12 +69,24 @@ def start(
         return _spawn(command, None, environment, group, inherited_fds)
     except OSError as error:
         if error.errno == errno.ENOEXEC:  # a script without `#!`: shells and execvp give it to sh
-            return _spawn([_SHELL, _located(command[0], environment), *command[1:]], _SHELL, environment, group, inherited_fds)
+            return _spawn(
+                [_SHELL, _located(command[0], environment), *command[1:]], _SHELL, environment, group, inherited_fds
+            )
         code = exits.NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else exits.CANNOT_EXECUTE
         what = "its interpreter was not found" if code == exits.NOT_FOUND and _is_there(command[0]) else error.strerror
         raise CannotRun(f"{command[0]}: cannot be executed: {what}", code) from None
     except ValueError as error:
         raise CannotRun(f"{command[0]}: cannot be executed: {error}", exits.CANNOT_EXECUTE) from None
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Replace this process by the command, as a shell's `exec` does. Raises CannotRun."""
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            os.execv(_SHELL, [_SHELL, _located(command[0], os.environ), *command[1:]])
+        raise CannotRun(f"{command[0]}: cannot be executed: {error.strerror}", exits.CANNOT_EXECUTE) from None
 
 
 def _spawn(

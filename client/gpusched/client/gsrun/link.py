@@ -28,6 +28,7 @@ CONFIRM_SECONDS = 3.0
 RELEASE_SECONDS = 1.0
 RESTART_AFTER_SECONDS = 3.0
 """How long a scheduler of our own user may be gone before a waiting gsrun starts it again."""
+MAX_COMMAND_CHARACTERS = 4000
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 1.0
 
 
@@ -86,8 +87,9 @@ class Link:
         self._ended = ""
         self._stopping = False
         self._may_restart = False
-        self.confirmed = False
-        self.alive = False
+        self._lock = threading.Lock()  # over the two: a lease is confirmed on a stream that lives, or not at all
+        self._alive = False
+        self._confirmed = False
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
@@ -147,13 +149,14 @@ class Link:
             self._refuse(str(error), exits.USAGE if isinstance(error, UsageError) else exit_code(error))
 
     def _run(self) -> None:
-        from gpusched.client.autostart import ensure_server
         from gpusched.client.serveruser import check_server_user, listener_uid
 
         began = time.monotonic()
         first = True
         while True:
-            if first:
+            if first and not self._listens():
+                from gpusched.client.autostart import ensure_server
+
                 ensure_server(self._address, self._say)
             check_server_user(self._address, self._say)
             self._may_restart = self._may_restart or (first and listener_uid(self._address) == os.getuid())
@@ -162,12 +165,12 @@ class Link:
             if error is None:
                 return
             if not self._job_id and (not self._listens() or time.monotonic() - began > FIRST_ANSWER_SECONDS):
-                hint = f"no scheduler answers at {self._address}; start one with `gpusched serve`, or name another with --url"
-                self._refuse(f"{hint} or GPUSCHED_URL ({error})", exits.NO_SERVER)
+                hint = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
+                self._refuse(f"no scheduler answers at {self._address}; {hint} ({error})", exits.NO_SERVER)
                 return
             if self._job_id:
                 self._post(self._listener.on_away)
-            if self.confirmed:
+            if self._confirmed:
                 return
             self._wait_for_server()
 
@@ -184,9 +187,9 @@ class Link:
         self._channel = open_channel(self._address)
         self._stub = scheduler_pb2_grpc.SchedulerStub(self._channel)
         self._ended = ""
+        self._alive = True
         try:
             for response in self._stub.Acquire(self._request()):
-                self.alive = True
                 self._dispatch(response)
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error)
@@ -195,11 +198,12 @@ class Link:
             if self._options.dry_run:
                 return None
         finally:
-            self.alive = False
+            with self._lock:
+                self._alive = False
         if isinstance(error, ServerUnavailable) and not self._ended:
             return error
         message = self._ended or str(error)
-        if self.confirmed:
+        if self._confirmed:
             lost = isinstance(error, (LeaseLost, JobCancelled)) or bool(self._ended)
             if not lost:
                 return error  # an error of the server's own is no verdict on the lease
@@ -244,7 +248,7 @@ class Link:
             immediate=options.immediate,
             dry_run=options.dry_run,
             request_id=self._request_id,
-            command=[word.encode("utf-8", "replace").decode() for word in options.command],
+            command=_shortened(options.command),
             holder=scheduler_pb2.Holder(pid=os.getpid(), start_ticks=self._start_ticks),
         )
         for field, seconds in ((request.time_limit, options.time_limit), (request.max_wait, options.max_wait)):
@@ -282,10 +286,13 @@ class Link:
         from gpusched.client.errors import ServerUnavailable, from_rpc_error
 
         failure = done.exception()
+        with self._lock:
+            if not self._alive:
+                return  # the stream that granted it is gone, and with it the lease: it is queued for again
+            self._confirmed = failure is None
         if failure is None:
-            self.confirmed = True
             self._listener.on_confirmed(epoch)
-        elif isinstance(from_rpc_error(failure), ServerUnavailable) and self.alive:
+        elif isinstance(from_rpc_error(failure), ServerUnavailable):
             self.confirm(epoch)  # whether it was heard is unknown; saying it twice does no harm
         # Else the grant was taken back, which the stream tells too: it goes on.
 
@@ -294,6 +301,20 @@ class Link:
 
     def _say(self, text: str) -> None:
         self._post(self._listener.on_say, text)
+
+
+def _shortened(words: list[str]) -> list[str]:
+    """The command as lists show it: a megabyte of arguments is cut."""
+    kept: list[str] = []
+    room = MAX_COMMAND_CHARACTERS
+    for word in words:
+        if len(word) > room:
+            kept.append(word[:room] + "…")
+            break
+        kept.append(word)
+        room -= len(word) + 1
+    # Bytes that are no text came as surrogates, which protobuf does not take.
+    return [word.encode("utf-8", "replace").decode() for word in kept]
 
 
 def exit_code(error: Exception) -> int:

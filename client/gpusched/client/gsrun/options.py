@@ -21,7 +21,7 @@ Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs a
   --gpu-memory SIZE     each GPU with at least this much memory: 40G, 512M
   --gpu-model TEXT      each GPU's model name contains this: H100, a100-sxm
   --time DURATION       end the command after this long: 2h, 90m, 1-12:00:00
-  --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0 for the scheduler's own user)
+  --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0: privileged)
   --name NAME           shown in lists (default: the command's name)
   --max-wait DURATION   give up after waiting this long
   --immediate           do not wait: fail if the GPUs are not free now
@@ -36,6 +36,10 @@ Exit status: the command's; 128+n if signal n killed it; 124 at the time limit; 
 found. When it did not run: 2 wrong request, 69 no scheduler, 75 no GPUs now, 77 not allowed, 125 gsrun itself failed.
 While the command runs, 76: the lease was lost, 143: somebody cancelled the job. More in docs/gsrun.md.
 """
+
+
+class Misuse(Exception):
+    """The command line makes no sense as a whole; the text says why."""
 
 
 class HelpAsked(Exception):
@@ -72,6 +76,7 @@ def parse(words: Sequence[str]) -> Options:
 
     Raises:
         UsageError: naming the option and what is allowed.
+        Misuse: if an option is unknown or lacks its value, or there is no command.
         HelpAsked: for `--help` and `--version`.
     """
     options = Options()
@@ -84,11 +89,14 @@ def parse(words: Sequence[str]) -> Options:
             _take(options, name, attached, rest)
     options.command = rest
     if options.verbose and options.quiet:
-        raise UsageError("-q", "-v -q", "give one of the two")
+        raise Misuse("-v and -q together make no sense; give one of them")
     if not rest and not options.dry_run:
-        raise UsageError("command", "", f"say what to run\n{USAGE}")
+        raise Misuse(f"say which command to run\n{USAGE}")
     if rest and not rest[0]:
-        raise UsageError("command", "", "its first word is empty; give a program's name")
+        raise Misuse("the command's first word is empty; give the name of a program")
+    if not options.name and rest:
+        base = rest[0].rstrip("/").rpartition("/")[2] or rest[0]
+        options.name = "".join(char if char.isprintable() else "?" for char in base[:MAX_NAME_CHARACTERS])
     return options
 
 
@@ -111,18 +119,18 @@ def _take(options: Options, name: str, attached: str | None, rest: list[str]) ->
     name = _LONG.get(name, name)
     if setter := _WITH_VALUE.get(name):
         if attached is None and not rest:
-            raise UsageError(name, "", "it needs a value")
+            raise Misuse(f"{name} needs a value\n{USAGE}")
         setter(options, rest.pop(0) if attached is None else attached)
     elif name in _FLAGS:
         if attached is not None:
-            raise UsageError(name, attached, "it takes no value")
+            raise Misuse(f"{name} takes no value, and was given {attached!r}")
         setattr(options, name[2:].replace("-", "_"), True)
     elif name == "--help":
         raise HelpAsked(HELP)
     elif name == "--version":
         raise HelpAsked("")
     else:
-        raise UsageError("option", name, f"gsrun --help lists them; put `--` before a command that starts with -\n{USAGE}")
+        raise Misuse(f"there is no option {name} (`gsrun --help` lists those that are; `--` ends them)\n{USAGE}")
     options.given.add(name)
 
 

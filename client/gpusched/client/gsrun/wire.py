@@ -14,12 +14,13 @@ _SEPARATOR = "\0"
 # From the holder to the front.
 WAIT = "wait"  # text of the live line: only the newest matters
 ASK = "ask"  # epoch: are you awake? With the connection to the scheduler as an attached descriptor
-STARTED = "started"  # job id, GPUs in words
+STARTED = "started"  # process id of the command, job id, GPUs in words
 SAY = "say"  # a line for the user, unless quiet
 ERROR = "error"  # a line for the user, always
 DETAIL = "detail"  # a line for the user who asked for more
 STOPPED = "stopped"  # signal number: the command was stopped
 CONTINUED = "continued"
+ANSWER = "answer"  # what --dry-run was asked for, on stdout
 DONE = "done"  # exit code, signal number (0: none)
 
 # From the front to the holder.

@@ -1,0 +1,1 @@
+"""`python -m benchmarks`: how fast, each figure beside its floor in the same run. See README.md."""

@@ -1,0 +1,189 @@
+"""The same for asyncio: `async with acquire(2) as lease: ...`, and `async with Client() as client: ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from gpusched.client.errors import LeaseLost
+from gpusched.client.lease import BaseLease
+from gpusched.client.notebook import StatusLine, default_status_line
+from gpusched.client.options import checked_options
+from gpusched.client.session import FINISH_SECONDS, Message
+from gpusched.client.ticket import BaseTicket
+from gpusched.client.views import Notice, QueueUpdate
+
+if TYPE_CHECKING:
+    from gpusched.client.aio_client import Client as Client
+    from gpusched.client.aio_client import connect as connect
+
+R = TypeVar("R")
+
+_TICK_SECONDS = 1.0
+_FROM_CLIENT = ("Client", "connect")
+
+
+class Lease(BaseLease):
+    """GPUs that are ours until `await release()`, or the end of the block."""
+
+    _ticket: Ticket
+
+    async def release(self) -> None:
+        """Give the GPUs back before the block ends; harmless when done twice, nothing in a forked child."""
+        await self._ticket.close()
+
+
+class Ticket(BaseTicket[Lease]):
+    """A request for GPUs. It is made when the block is entered, `start()` awaited or the iteration begun.
+
+    `async with ticket as lease` waits for the grant; `async for update in ticket` tells each change of place and ends
+    at the grant, after which `ticket.lease` is there and `await ticket.close()` gives it back.
+    """
+
+    _lease_class = Lease
+
+    async def start(self) -> Lease:
+        """Wait for the grant; afterwards `close()` is to be called. Raises GpuschedError if there is no grant."""
+        line: StatusLine | None = None
+        if self._on_update is None and not self.granted:
+            line = default_status_line()
+        try:
+            while (update := await self._wait(self._advance(), line.tick if line else None)) is not None:
+                if line is not None:
+                    line.update(update)
+                else:
+                    await self._updated(update)
+        except BaseException:
+            self._give_up()
+            raise
+        finally:
+            if line is not None:
+                line.close()
+        return self.lease
+
+    async def close(self) -> None:
+        """End it: leave the queue, or give the GPUs back. Harmless when done twice."""
+        await self._finish(None, in_block=False)
+
+    def __await__(self) -> Generator[object, None, Lease]:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Lease:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._finish(error, in_block=True)
+
+    async def __aiter__(self) -> AsyncIterator[QueueUpdate]:
+        while True:
+            try:
+                update = await self._wait(self._advance())
+            except BaseException:
+                self._give_up()
+                raise
+            if update is None:
+                return
+            await self._updated(update)
+            yield update
+
+    async def _updated(self, update: QueueUpdate) -> None:
+        if self._on_update is not None:
+            result = self._on_update(update)
+            if inspect.isawaitable(result):
+                await result
+
+    async def _finish(self, error: BaseException | None, *, in_block: bool) -> None:
+        try:
+            await self._wait(self._end(error, in_block=in_block), limit=FINISH_SECONDS)
+        except LeaseLost:
+            raise
+        except TimeoutError:
+            self._give_up()  # a helper that hangs; without it the lease ends too
+        except BaseException:
+            self._give_up()
+            raise
+
+    async def _wait(
+        self,
+        steps: Generator[Future[Message], Message, R],
+        tick: Callable[[], None] | None = None,
+        limit: float | None = None,
+    ) -> R:
+        """Run the steps, waiting in the event loop; `limit` bounds each wait, in seconds."""
+        self._dispatch = asyncio.get_running_loop().call_soon_threadsafe
+        try:
+            future = next(steps)
+            while True:
+                future = steps.send(await _result(future, tick, limit))
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+        finally:
+            steps.close()
+
+
+def acquire(
+    gpus: int = 1,
+    *,
+    gpu_memory: str | int | None = None,
+    gpu_model: str | None = None,
+    priority: int = 0,
+    name: str | None = None,
+    time_limit: float | str | timedelta | None = None,
+    max_wait: float | str | timedelta | None = None,
+    immediate: bool = False,
+    url: str | None = None,
+    on_update: Callable[[QueueUpdate], object] | None = None,
+    on_notice: Callable[[Notice], object] | None = None,
+    on_lost: Callable[[LeaseLost], object] | None = None,
+    environ: bool = True,
+    nested: str | None = None,
+) -> Ticket:
+    """Ask for GPUs, as `gpusched.client.acquire` does, with the same arguments and errors.
+
+    Leases of several tasks at once are leases of their own. As `os.environ` is one for all of them, pass
+    `environ=False` there, and `env=os.environ | lease.env` to the subprocesses. `on_update` may be a coroutine
+    function; `on_notice` and `on_lost` are called in the event loop.
+    """
+    options = checked_options(
+        gpus,
+        gpu_memory=gpu_memory,
+        gpu_model=gpu_model,
+        priority=priority,
+        name=name,
+        time_limit=time_limit,
+        max_wait=max_wait,
+        immediate=immediate,
+        url=url,
+        nested=nested,
+    )
+    return Ticket(options, on_update, on_notice, on_lost, environ)
+
+
+async def _result(future: Future[Message], tick: Callable[[], None] | None, limit: float | None) -> Message:
+    waiting = asyncio.wrap_future(future)
+    if tick is None:
+        return await asyncio.wait_for(waiting, limit)
+    try:
+        while not (await asyncio.wait({waiting}, timeout=_TICK_SECONDS))[0]:
+            tick()
+    except BaseException:
+        waiting.cancel()
+        raise
+    return waiting.result()
+
+
+def __getattr__(name: str) -> object:
+    # `Client` brings grpc with it, which `acquire` leaves to the helper process.
+    if name in _FROM_CLIENT:
+        from gpusched.client import aio_client
+
+        return getattr(aio_client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

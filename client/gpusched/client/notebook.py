@@ -1,0 +1,126 @@
+"""The line that shows a wait: live in a notebook or terminal, plain lines elsewhere. Never imports IPython itself."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from gpusched.client.units import format_duration
+from gpusched.client.views import QueueUpdate
+
+
+def describe(update: QueueUpdate, waited: float | None = None) -> str:
+    """A place in the queue as one line for people.
+
+    Args:
+        update: the place.
+        waited: seconds so far; by default counted from its submission.
+    """
+    if waited is None and update.submitted_at is not None:
+        waited = (datetime.now(UTC) - update.submitted_at).total_seconds()
+    text = f"gpusched: job {update.job_id} is number {update.position} of {update.total} in the queue"
+    if update.reason.message:
+        text += f": {update.reason.message}"
+    if waited is not None:
+        text += f" (waiting {format_duration(waited)})"
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class StatusLine:
+    """Shows the newest place on stderr: a line of its own for each change of place or reason."""
+
+    def __init__(self) -> None:
+        self._update: QueueUpdate | None = None
+        self._shown = ""
+
+    def update(self, update: QueueUpdate) -> None:
+        """Show another place."""
+        self._update = update
+        text = describe(update, None if self._counts_time else 0.0).replace(" (waiting 0s)", "")
+        self._show(text)
+
+    def tick(self) -> None:
+        """Time has passed."""
+        if self._update is not None and self._counts_time:
+            self._show(describe(self._update))
+
+    def close(self) -> None:
+        """The wait is over."""
+
+    _counts_time = False
+
+    def _show(self, text: str) -> None:
+        if text != self._shown:
+            self._shown = text
+            print(text, file=sys.stderr, flush=True)
+
+
+class TerminalLine(StatusLine):
+    """One line, redrawn in place and taken away at the end."""
+
+    _counts_time = True
+
+    def close(self) -> None:
+        if self._shown:
+            self._write("")
+            self._shown = ""
+
+    def _show(self, text: str) -> None:
+        if text != self._shown:
+            self._shown = text
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        except (OSError, ValueError):
+            columns = 79
+        cut = text if len(text) <= columns else text[: max(0, columns - 1)] + "…"
+        sys.stderr.write(f"\r{cut}\x1b[K")
+        sys.stderr.flush()
+
+
+class NotebookLine(StatusLine):
+    """A display of its own in the cell's output, updated in place."""
+
+    _counts_time = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handle: Any = None
+        self._began = time.monotonic()
+
+    def close(self) -> None:
+        if self._handle is not None and self._update is not None:
+            waited = format_duration(time.monotonic() - self._began)
+            self._show(f"gpusched: job {self._update.job_id}: the wait is over after {waited}")
+
+    def _show(self, text: str) -> None:
+        # IPython is there, as this class is used in a kernel only.
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        shown = HTML(f"<pre style='margin:0'>{html.escape(text)}</pre>")
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+
+def in_notebook() -> bool:
+    """Whether this code runs in a Jupyter kernel."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = get_ipython() if callable(get_ipython) else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def default_status_line() -> StatusLine:
+    """What shows a wait where `on_update` is not given."""
+    if in_notebook():
+        return NotebookLine()
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
+        return TerminalLine()
+    return StatusLine()

@@ -1,0 +1,111 @@
+"""Leases around us: an enclosing block, an outer job in whose process tree we are, leases kept after their block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gpusched.client import procs
+from gpusched.client.address import server_address
+from gpusched.client.environment import JOB_ID
+from gpusched.client.usage import UsageError
+from gpusched.client.views import AllocatedGpu, Job, JobState
+
+if TYPE_CHECKING:
+    from gpusched.client.lease import BaseLease
+    from gpusched.client.options import AcquireOptions
+    from gpusched.client.session import Session
+
+# A block inside a task encloses what that task and its children do; any other block what its thread does. So leases
+# side by side, in tasks or threads, are leases of their own, and only those inside one another share.
+_in_task: contextvars.ContextVar[tuple[BaseLease, ...]] = contextvars.ContextVar("gpusched_leases", default=())
+_in_thread = threading.local()
+
+_kept: list[Session] = []
+_kept_lock = threading.Lock()
+
+
+def enter(lease: BaseLease) -> None:
+    """Note that what follows runs inside the lease's block."""
+    if _task_runs():
+        _in_task.set((*_in_task.get(), lease))
+    else:
+        _in_thread.leases = [*_thread_leases(), lease]
+
+
+def leave(lease: BaseLease) -> None:
+    """The opposite of `enter`; nothing if it was not entered here."""
+    _in_task.set(tuple(each for each in _in_task.get() if each is not lease))
+    _in_thread.leases = [each for each in _thread_leases() if each is not lease]
+
+
+def enclosing() -> BaseLease | None:
+    """The innermost lease of this very process whose block we are in, if it is still held."""
+    for lease in reversed([*_thread_leases(), *_in_task.get()]):
+        if lease._owner_pid == os.getpid() and not lease.lost and not lease.released:
+            return lease
+    return None
+
+
+def inherited_job(address: str, own_jobs: Sequence[str]) -> str:
+    """The job of another process that we run under, as the environment says; empty if there is none.
+
+    Args:
+        address: the scheduler that is going to be asked; another scheduler's job is none of its business.
+        own_jobs: jobs that this very process holds, whose variables are not inherited.
+    """
+    job_id = os.environ.get(JOB_ID, "")
+    if not job_id or job_id in own_jobs:
+        return ""
+    try:
+        return job_id if server_address() == address else ""
+    except UsageError:
+        return ""
+
+
+def runs_under(job: Job) -> bool:
+    """Whether this process works under the job's lease now: a variable may outlive its lease (tmux, nohup)."""
+    return job.state is JobState.RUNNING and (job.holder_pid == 0 or job.holder_pid in procs.ancestors(os.getpid()))
+
+
+def fitting(gpus: Sequence[AllocatedGpu], options: AcquireOptions) -> list[int] | None:
+    """Positions of the GPUs among these that do for the request; None if they are too few."""
+    # What is unknown of an inherited GPU is not held against it.
+    suitable = [
+        position
+        for position, gpu in enumerate(gpus)
+        if (not gpu.memory_bytes or gpu.memory_bytes >= options.gpu_memory_bytes)
+        and (not gpu.model or options.gpu_model.strip().lower() in gpu.model.lower())
+    ]
+    return suitable[: options.gpus] if len(suitable) >= options.gpus else None
+
+
+def keep(session: Session) -> None:
+    """Hold on to a lease whose block has ended while this process still sits on its GPUs."""
+    with _kept_lock:
+        if session not in _kept:
+            _kept.append(session)
+
+
+def take_kept() -> list[Session]:
+    """The kept leases of this process that are still held, oldest first; they are kept no more until put back."""
+    with _kept_lock:
+        sessions = [session for session in _kept if not session.foreign and not session.over]
+        _kept.clear()
+    return sessions
+
+
+def _thread_leases() -> list[BaseLease]:
+    leases: list[BaseLease] = getattr(_in_thread, "leases", [])
+    return leases
+
+
+def _task_runs() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False

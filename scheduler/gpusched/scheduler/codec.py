@@ -1,0 +1,225 @@
+"""Jobs to records and back: what a store keeps of a job, as JSON that later versions can still read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpusched.scheduler.core.batch import After, Attempt, BatchSpec, Dependency, RetryPolicy, Usage
+from gpusched.scheduler.core.changes import Changes
+from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId, JobSpec, Kind
+from gpusched.scheduler.core.model import Holder, Owner, Request
+from gpusched.scheduler.core.records import Batch, EventRecord, JobRecord
+from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State, Status
+
+
+def batch_of(changes: Changes) -> Batch:
+    """What is to be saved."""
+    ended = {epoch for epoch, _ in changes.ended}
+    return Batch(
+        jobs=tuple(record_of(job) for job in changes.jobs.values()),
+        events=tuple(changes.events),
+        ended=tuple(changes.ended),
+        # A lease that began and ended since the last save never was, as far as the store goes.
+        leases=tuple(lease for lease in changes.leases if lease.epoch not in ended),
+        settings=changes.settings,
+        sync=changes.sync,
+    )
+
+
+def record_of(job: Job) -> JobRecord:
+    """A job as it is kept."""
+    status = job.status
+    return JobRecord(
+        id=job.id,
+        state=job.state.value,
+        kind=job.spec.kind.value,
+        uid=job.spec.owner.uid,
+        user=job.spec.owner.name,
+        name=job.name,
+        submitted_at=job.submitted_at,
+        ended_at=status.at if isinstance(status, Finished) else None,
+        data=json.dumps(_job_out(job), separators=(",", ":")),
+    )
+
+
+def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
+    """A job as it was.
+
+    Raises:
+        ValueError: the record is not one that `record_of` made.
+    """
+    try:
+        data = json.loads(record.data)
+        job = Job(
+            id=JobId(record.id),
+            spec=_spec_in(record, data["spec"]),
+            submitted_at=record.submitted_at,
+            priority=data["priority"],
+            name=record.name,
+            status=_status_in(State(record.state), data["status"]),
+            token_hash=bytes.fromhex(data.get("token_hash", "")),
+            attempt=data.get("attempt", 0),
+            failures=data.get("failures", 0),
+            losses=data.get("losses", 0),
+            held=data.get("held", False),
+            not_before=data.get("not_before"),
+            time_limit=data.get("time_limit"),
+            attempts=[_attempt_in(each) for each in data.get("attempts", ())],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"job {record.id} is kept in a form that this version does not know ({error!r})") from error
+    job.history = [HistoryLine(line.at, State(line.state), line.message) for line in history]
+    return job
+
+
+# -- out ---------------------------------------------------------------------------------------------------
+
+
+def _job_out(job: Job) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "spec": _spec_out(job.spec),
+        "priority": job.priority,
+        "status": _status_out(job.status),
+        "time_limit": job.time_limit,
+    }
+    if job.token_hash:
+        data["token_hash"] = job.token_hash.hex()
+    for name in ("attempt", "failures", "losses", "held", "not_before"):
+        value = getattr(job, name)
+        if value:
+            data[name] = value
+    if job.attempts:
+        data["attempts"] = [_attempt_out(attempt) for attempt in job.attempts]
+    return data
+
+
+def _spec_out(spec: JobSpec) -> dict[str, Any]:
+    request = spec.request
+    data: dict[str, Any] = {
+        "gpus": request.gpus,
+        "memory": request.memory_bytes,
+        "model": request.model,
+        "node": request.node,
+        "name": spec.name,
+        "priority": spec.priority,
+        "command": spec.command,
+        "time_limit": spec.time_limit,
+        "max_wait": spec.max_wait,
+        "auto_confirm": spec.auto_confirm,
+        "request_id": spec.request_id,
+    }
+    if spec.holder is not None:
+        data["holder"] = [spec.holder.pid, spec.holder.start_ticks]
+    if spec.batch is not None:
+        batch = spec.batch
+        data["batch"] = {
+            "environment": batch.environment,
+            "working_directory": batch.working_directory,
+            "output_path": batch.output_path,
+            "retry": [batch.retry.max_retries, batch.retry.backoff, sorted(batch.retry.exit_statuses)],
+            "requeue": batch.requeue,
+            "dependencies": [[dependency.job, dependency.after.value] for dependency in batch.dependencies],
+            "begin_at": batch.begin_at,
+            "held": batch.held,
+            "grace": batch.grace,
+        }
+    return data
+
+
+def _status_out(status: Status) -> dict[str, Any]:
+    match status:
+        case Queued():
+            return {"since": status.since, "gate": status.gate.value if status.gate else None}
+        case Running():
+            return {"since": status.since, "lease": _lease_out(status.lease), "confirmed": status.confirmed}
+        case Finished():
+            lease = _lease_out(status.lease) if status.lease else None
+            return {"at": status.at, "outcome": _outcome_out(status.outcome), "lease": lease}
+
+
+def _lease_out(lease: Lease) -> list[Any]:
+    return [lease.epoch, lease.devices, lease.granted_at, lease.confirm_by, lease.expires_at]
+
+
+def _outcome_out(outcome: Outcome) -> list[Any]:
+    return [outcome.exit_status, outcome.signal, outcome.message]
+
+
+def _attempt_out(attempt: Attempt) -> dict[str, Any]:
+    usage = attempt.usage
+    return {
+        "number": attempt.number,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "state": attempt.state.value,
+        "outcome": _outcome_out(attempt.outcome),
+        "devices": attempt.devices,
+        "usage": None
+        if usage is None
+        else [usage.wall, usage.cpu, usage.peak_memory_bytes, usage.gpu_seconds, usage.peak_gpu_memory_bytes],
+    }
+
+
+# -- in ----------------------------------------------------------------------------------------------------
+
+
+def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
+    holder, batch = data.get("holder"), data.get("batch")
+    return JobSpec(
+        owner=Owner(record.uid, record.user),
+        request=Request(data["gpus"], data["memory"], data["model"], data["node"]),
+        name=data["name"],
+        priority=data["priority"],
+        command=tuple(data["command"]),
+        kind=Kind(record.kind),
+        time_limit=data["time_limit"],
+        max_wait=data["max_wait"],
+        auto_confirm=data["auto_confirm"],
+        holder=Holder(*holder) if holder else None,
+        request_id=data["request_id"],
+        batch=_batch_in(batch) if batch else None,
+    )
+
+
+def _batch_in(data: dict[str, Any]) -> BatchSpec:
+    retries, backoff, statuses = data["retry"]
+    return BatchSpec(
+        environment=tuple((name, value) for name, value in data["environment"]),
+        working_directory=data["working_directory"],
+        output_path=data["output_path"],
+        retry=RetryPolicy(retries, backoff, frozenset(statuses)),
+        requeue=data["requeue"],
+        dependencies=tuple(Dependency(job, After(after)) for job, after in data["dependencies"]),
+        begin_at=data["begin_at"],
+        held=data["held"],
+        grace=data["grace"],
+    )
+
+
+def _status_in(state: State, data: dict[str, Any]) -> Status:
+    match state:
+        case State.QUEUED:
+            return Queued(data["since"], Gate(data["gate"]) if data["gate"] else None)
+        case State.RUNNING:
+            return Running(data["since"], _lease_in(data["lease"]), data["confirmed"])
+        case _:
+            lease = _lease_in(data["lease"]) if data["lease"] else None
+            return Finished(data["at"], state, Outcome(*data["outcome"]), lease)
+
+
+def _lease_in(data: list[Any]) -> Lease:
+    epoch, devices, granted_at, confirm_by, expires_at = data
+    return Lease(epoch, tuple(devices), granted_at, confirm_by, expires_at)
+
+
+def _attempt_in(data: dict[str, Any]) -> Attempt:
+    return Attempt(
+        data["number"],
+        data["started_at"],
+        data["ended_at"],
+        State(data["state"]),
+        Outcome(*data["outcome"]),
+        tuple(data["devices"]),
+        Usage(*data["usage"]) if data["usage"] else None,
+    )

@@ -1,0 +1,156 @@
+"""A head that waits for devices that somebody must mend stops nobody for more than a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from core.support import Box, pending
+
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.explain import Code
+from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.queue import Verdict
+
+NewBox = Callable[..., Box]
+
+BREAK: dict[str, Callable[[Box], None]] = {
+    "drained": lambda b: b.drain("a3"),
+    "node drained": lambda b: b.drain(node="b"),
+    "foreign": lambda b: b.see(Condition.FOREIGN, "a3", message="GPU 3: pid 4242 python (eve), not under a lease"),
+    "dirty": lambda b: b.see(Condition.DIRTY, "a3", message="GPU 3: pid 99 python (bob) still holds 1.0 GiB"),
+    "unhealthy": lambda b: b.see(Condition.UNHEALTHY, "a3", message="GPU 3: Xid 79"),
+}
+MEND: dict[str, Callable[[Box], None]] = {
+    "drained": lambda b: b.drain("a3", reason=None),
+    "node drained": lambda b: b.drain(node="b", reason=None),
+    "foreign": lambda b: b.see(Condition.CLEAN, "a3"),
+    "dirty": lambda b: b.see(Condition.CLEAN, "a3"),
+    "unhealthy": lambda b: b.see(Condition.CLEAN, "a3"),
+}
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_head_is_set_aside_after_a_minute_and_starts_when_mended(box: NewBox, how: str) -> None:
+    b = box("4", "1")
+    BREAK[how](b)
+    head = b.submit(5)
+    small = b.submit(1)
+    assert b.waiting == [head, small]
+    assert b.why(head).code is Code.UNAVAILABLE and "set aside" not in b.why(head).message
+    b.wait(59.9)
+    assert b.waiting == [head, small]
+    b.claim(do.QueueChanged)
+    b.wait(0.1)
+    assert b.running == [small] and b.waiting == [head]
+    assert b.claim(do.QueueChanged), "waiters are told anew"
+    reason = b.why(head)
+    assert reason.code is Code.UNAVAILABLE and (reason.needed, reason.free) == (5, 3)
+    assert "only 4 of 5 are in service" in reason.message
+    assert reason.message.endswith("; set aside, others go first meanwhile")
+
+    MEND[how](b)
+    assert b.waiting == [head], "it waits for its turn like anybody"
+    assert b.engine.queue.classes[b.job(head).request].verdict is Verdict.WAITS
+    later = b.submit(1)
+    assert b.waiting == [head, later], "and blocks again"
+    b.release(small)
+    assert b.running == [head] and b.waiting == [later]
+
+
+def test_a_wait_that_mends_itself_sets_nobody_aside(box: NewBox) -> None:
+    """Devices that are held or being checked come back by themselves."""
+    b = box("2")
+    holder, head, small = b.submit(1), b.submit(2), b.submit(1)
+    b.wait(1000)
+    assert b.running == [holder] and b.waiting == [head, small]
+    assert b.why(head).code is Code.RESOURCES
+
+
+def test_mended_in_time_and_broken_again_counts_from_the_start(box: NewBox) -> None:
+    b = box("2")
+    holder = b.submit(1)
+    b.see(Condition.FOREIGN, "a1")
+    head, small = b.submit(2), b.submit(1, priority=-1)
+    b.wait(50)
+    b.see(Condition.CLEAN, "a1")
+    b.see(Condition.FOREIGN, "a1")
+    b.wait(50)
+    b.release(holder)
+    assert b.waiting == [head, small], "only 50 s of the new fault have passed"
+    b.wait(10)
+    assert b.running == [small]
+
+
+def test_a_head_that_waits_behind_another_has_no_old_minute_counted(box: NewBox) -> None:
+    """Its devices were mended while another job blocked it, and break anew: a new minute begins."""
+    b = box("3")
+    b.submit(1)
+    b.drain("a2")
+    head = b.submit(3)
+    b.wait(30)
+    first = b.submit(2, priority=5)
+    b.drain("a2", reason=None)
+    assert b.running and b.state(first).name == "RUNNING"
+    blocker = b.submit(3, priority=4)
+    assert b.why(head).ahead == blocker
+    b.drain("a2")
+    b.claim(do.Notify)
+    b.wait(40)
+    assert b.engine.queue.classes[b.job(head).request].verdict is not Verdict.SET_ASIDE
+
+
+def test_one_broken_device_stops_nobody_through_a_job_behind_the_head(box: NewBox) -> None:
+    """`wide` waits behind the head and for a broken GPU; later A100 jobs wait for it a minute at most."""
+    b = box("1xH100", "2xA100")
+    b.submit(1, model="h100")
+    head = b.submit(1, model="h100")
+    b.see(Condition.UNHEALTHY, "b1", message="GPU 1: Xid 79")
+    wide, late = b.submit(3), b.submit(1, model="a100")
+    assert b.waiting == [head, wide, late]
+    b.wait(60)
+    assert b.gpus(late) == ("b0",) and b.waiting == [head, wide]
+
+
+def test_a_new_job_like_one_set_aside_is_set_aside_too_and_others_pass(box: NewBox) -> None:
+    b = box("2")
+    b.drain("a1")
+    b.submit(2)
+    b.wait(60)
+    again, small = b.submit(2), b.submit(1)
+    assert b.running == [small]
+    assert b.why(again).code is Code.UNAVAILABLE
+
+
+def test_passes_do_not_pile_up_moments_to_look_again(box: NewBox) -> None:
+    b = box("4")
+    b.drain("a3")
+    b.submit(4)
+    b.submit(4, memory=10)
+    for _ in range(200):
+        b.happen(ev.Pass())
+    assert pending(b.engine)["LOOK_AGAIN"] <= 2
+    b.claim(do.QueueChanged)
+    passes = sum(isinstance(event, ev.Pass) for event, _ in b.log)
+    b.wait(60)
+    assert sum(isinstance(event, ev.Pass) for event, _ in b.log) - passes <= 2
+    assert len(b.claim(do.QueueChanged)) <= 2
+    assert all(found.verdict is Verdict.SET_ASIDE for found in b.engine.queue.classes.values())
+
+
+def test_each_class_is_set_aside_at_its_own_time(box: NewBox) -> None:
+    b = box("2xH100", "2xA100")
+    b.drain("a1")
+    b.submit(2, model="h100")
+    b.wait(25)
+    b.drain("b1")
+    b.submit(2, model="a100")
+    small_a, small_b = b.submit(1, model="h100"), b.submit(1, model="a100")
+    b.wait(35)
+    assert b.running == [small_a]
+    b.wait(24)
+    assert b.running == [small_a]
+    b.wait(1)
+    assert b.running == [small_a, small_b]
+    assert b.engine.next_deadline() is None
