@@ -58,6 +58,7 @@ class Engine:
         self._next_job = first_job
         self._next_epoch = first_epoch
         self._impatient: list[JobId] = []
+        self._next_look: float | None = None
         self._out: list[Effect] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ev.Submit: self._on_submit,
@@ -87,11 +88,12 @@ class Engine:
             What is to be done, in this order.
 
         Raises:
-            DomainError: the event is refused and has changed nothing. Deadlines that were due have happened all
-                the same; their effects come with the next call.
+            DomainError: the event is refused and has changed nothing (but a late Confirm wakes its job). Deadlines
+                that were due have happened all the same. The effects of both come with the next call.
         """
         self._expire(now)
         self._handlers[type(event)](event, now)
+        self._deadlines.sweep(self._is_alive)
         out, self._out = self._out, []
         return out
 
@@ -132,6 +134,7 @@ class Engine:
         job = Job(JobId(self._next_job), spec, now, spec.priority, spec.name, Queued(now), spec.token_hash)
         taken: list[Start] = []
         got: tuple[str, ...] | None = None
+        findings = self.queue.findings()
         self.queue.add(job)
         if self.paused is None:
             for start in plan(self.queue, self.pool, now, self.settings.set_aside_after):
@@ -146,6 +149,7 @@ class Engine:
                 self.queue.add(start.job)
         if got is None:
             self.queue.remove(job)
+        self.queue.put_back(findings)
         return job, got
 
     # -- events ------------------------------------------------------------------------------------------
@@ -162,9 +166,10 @@ class Engine:
         if spec.request_id:
             self._requests[spec.owner.uid, spec.request_id] = job.id
         self.queue.add(job)
-        if spec.immediate:
+        if spec.immediate or spec.max_wait == 0:
+            # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
-        if spec.max_wait is not None:
+        elif spec.max_wait is not None:
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QueueChanged()]
         self.pass_wanted = True
@@ -263,8 +268,11 @@ class Engine:
         job = self.job(event.job)
         if isinstance(job.status, Finished):
             raise NotSatisfiable(f"job {job.id} has ended and cannot be changed", reason="JOB_ENDED", field="job.id")
-        if event.priority is not None and event.priority != job.priority:
+        if event.priority is not None:
             admission.check_priority(event.priority)
+        if event.name is not None:
+            admission.check_name(event.name)
+        if event.priority is not None and event.priority != job.priority:
             waits = job in self.queue
             if waits:
                 self.queue.remove(job)
@@ -274,8 +282,7 @@ class Engine:
                 self.queue.add(job)
                 self._out.append(do.QueueChanged())
                 self.pass_wanted = True
-        if event.name is not None and event.name != job.name:
-            admission.check_name(event.name)
+        if event.name is not None:
             job.name = event.name
         self._out.append(do.JobChanged(job.id))
 
@@ -330,22 +337,45 @@ class Engine:
                 started = True
             if started:
                 self._out.append(do.QueueChanged())
-            for found in self.queue.classes.values():
-                # Jobs are set aside at a time, not at an event, so look again then.
-                if found.unavailable_since is not None:
-                    due = found.unavailable_since + self.settings.set_aside_after
-                    if due > now:
-                        self._deadlines.add(due, Due.LOOK_AGAIN)
+            self._plan_next_look(now)
         for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
-            self._end(job, now, State.CANCELLED, Outcome(message="could not start at once"), "NO_GPU_FREE")
+            self._give_up(job, now)
         self._impatient.clear()
 
     # -- deadlines ---------------------------------------------------------------------------------------
+
+    def _plan_next_look(self, now: float) -> None:
+        """Jobs are set aside at a time, not at an event: want a pass when the next of them is due."""
+        after = self.settings.set_aside_after
+        times = [
+            due
+            for found in self.queue.classes.values()
+            if found.unavailable_since is not None and (due := found.unavailable_since + after) > now
+        ]
+        # One moment is enough: those found later are due later, and the pass made then plans the next.
+        if times and self._next_look is None:
+            self._next_look = min(times)
+            self._deadlines.add(self._next_look, Due.LOOK_AGAIN)
+
+    def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
+        """Whether a deadline may still come to mean something."""
+        if what is Due.LOOK_AGAIN:
+            return True
+        job = self.jobs.get(job_id)
+        match job and job.status:
+            case Queued():
+                return what is Due.MAX_WAIT
+            case Running(lease=lease, confirmed=confirmed):
+                # An unconfirmed grant may be taken back, and then the wait goes on.
+                return not confirmed if what is Due.MAX_WAIT else lease.epoch == epoch
+            case _:
+                return False
 
     def _expire(self, now: float) -> None:
         while (due := self._deadlines.pop_due(now)) is not None:
             what, job_id, epoch = due
             if what is Due.LOOK_AGAIN:
+                self._next_look = None
                 self.pass_wanted = True
                 self._out.append(do.QueueChanged())
                 continue
@@ -354,8 +384,7 @@ class Engine:
                 continue
             match what, job.status:
                 case Due.MAX_WAIT, Queued():
-                    waited = f"waited {job.spec.max_wait:g} s, the most it was to wait"
-                    self._end(job, now, State.CANCELLED, Outcome(message=waited), "MAX_WAIT")
+                    self._give_up(job, now)
                 case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
                     self._withdraw(job, lease, now)
                 case Due.LIMIT_NEAR, Running(lease=lease) if lease.epoch == epoch:
@@ -390,6 +419,13 @@ class Engine:
 
     def _withdraw(self, job: Job, lease: Lease, now: float) -> None:
         """Take an unconfirmed grant back. The holder never said that it ran anything, but look all the same."""
+        spec = job.spec
+        if job.cancelling is not None:
+            self._end(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]), "JOB_CANCELLED")
+            return
+        if spec.immediate or (spec.max_wait is not None and now >= job.submitted_at + spec.max_wait):
+            self._give_up(job, now)
+            return
         del self.running[job.id]
         self.pool.give_back(lease.devices, Condition.CHECKING)
         job.move(Queued(job.submitted_at, awake=False), now, "did not confirm its grant in time; passed over")
@@ -410,6 +446,17 @@ class Engine:
         self._out += [do.JobChanged(job.id), do.QueueChanged()]
         self.pass_wanted = True
 
+    def _give_up(self, job: Job, now: float) -> None:
+        """End a job that has waited for as long as it was to, or was not to wait at all."""
+        if job.lease is not None:
+            text = "did not confirm its grant in time, and was not to wait any longer"
+        elif job.spec.immediate:
+            text = "could not start at once"
+        else:
+            text = f"waited {job.spec.max_wait or 0:.10g} s, the most it was to wait"
+        reason = "NO_GPU_FREE" if job.spec.immediate else "MAX_WAIT"
+        self._end(job, now, State.CANCELLED, Outcome(message=text), reason)
+
     def _end(self, job: Job, now: float, state: State, outcome: Outcome, reason: str = "") -> None:
         lease = job.lease
         if lease is None:
@@ -420,7 +467,9 @@ class Engine:
             self.pool.give_back(lease.devices, Condition.CHECKING)
         job.move(Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)
-        self._requests.pop((job.spec.owner.uid, job.spec.request_id), None)
+        request_id = (job.spec.owner.uid, job.spec.request_id)
+        if self._requests.get(request_id) == job.id:
+            del self._requests[request_id]
         self._ended.append(job.id)
         if len(self._ended) > self.settings.keep_ended:
             del self.jobs[self._ended.popleft()]

@@ -41,6 +41,12 @@ def seconds(message: Any, field: str) -> float | None:
     if not message.HasField(field):
         return None
     duration = getattr(message, field)
+    if abs(duration.nanos) >= 10**9 or duration.seconds * duration.nanos < 0:
+        raise Invalid(
+            f"{field}: {duration.seconds} s and {duration.nanos} ns is no duration; nanos are from 0 to 999999999 and "
+            "have the sign of seconds",
+            field=field,
+        )
     return float(duration.seconds) + float(duration.nanos) / 1e9
 
 

@@ -50,6 +50,9 @@ class LeaseService:
             return
         job, token, resumed = self._enter(request, caller)
         ticket = self._services.desk.open(job, job.attachment)
+        if isinstance(job.status, Running):
+            # A re-attached holder is told again what it has; a new job's grant comes from the pass.
+            ticket.put(do.Granted(job.id, job.status.lease))
         try:
             await context.write(
                 scheduler_pb2.AcquireResponse(
@@ -88,15 +91,13 @@ class LeaseService:
     async def _serve(self, ticket: Ticket, context: Context) -> None:
         job = ticket.job
         told: tuple[int, int, str] | None = None
-        if isinstance(job.status, Running):
-            lease, confirmed = job.status.lease, job.status.confirmed
-            await context.write(convert.granted(self._engine, job, lease, confirmed=confirmed))
         while True:
             await ticket.wait()
             while (message := ticket.take()) is not None:
                 match message:
                     case do.Granted():
-                        confirmed = message.lease.confirm_by is None
+                        # One that was withdrawn meanwhile is told all the same: the answer to it is a sign of life.
+                        confirmed = isinstance(job.status, Running) and job.status.confirmed
                         await context.write(convert.granted(self._engine, job, message.lease, confirmed=confirmed))
                         told = None
                     case do.Withdrawn():

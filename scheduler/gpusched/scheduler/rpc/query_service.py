@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ GATHER, PLACES_EVERY = 0.02, 0.5
 #: At most so many places of waiting jobs are told anew in one answer.
 MAX_PLACES = 200
 UPDATABLE = ("priority", "name")
+#: Longest page token, in characters.
+MAX_TOKEN = 200
 
 
 class QueryService:
@@ -174,7 +177,7 @@ class QueryService:
         paths = list(request.update_mask.paths)
         unknown = [path for path in paths if path not in UPDATABLE]
         if unknown or not paths:
-            what = f"{unknown[0]!r} cannot be changed" if unknown else "is empty"
+            what = f"{unknown[0][:80]!r} cannot be changed" if unknown else "is empty"
             raise Invalid(f"update_mask: {what}; allowed are {', '.join(UPDATABLE)}", field="update_mask")
         priority = request.job.priority if "priority" in paths else None
         if priority is not None and priority > job.priority:
@@ -240,7 +243,11 @@ class QueryService:
     def _gpus(self, node: str) -> list[resources_pb2.Gpu]:
         pool = self._engine.pool
         if node and node not in pool.nodes:
-            raise NotSatisfiable(f"node: there is no node {node[:80]!r}", reason="UNKNOWN_NODE", field="node")
+            raise NotSatisfiable(
+                f"node: there is no node {node[:80]!r}; there is {self._services.node_names()}",
+                reason="UNKNOWN_NODE",
+                field="node",
+            )
         readings = self._services.observer.readings
         return [
             convert.gpu(self._engine, device, *readings.get(device.uuid, (None, None)))
@@ -254,7 +261,8 @@ class QueryService:
         engine = self._engine
         sources: list[Any] = [sorted(engine.running.values(), key=lambda job: job.id), engine.queue]
         if wanted.wants_ended:
-            sources.append(engine.ended_jobs())
+            # Nearly sorted already; but several that ended in one moment are not in the order of the page tokens.
+            sources.append(sorted(engine.ended_jobs(), key=_place))
         for source in sources:
             for job in source:
                 if wanted.matches(job):
@@ -301,9 +309,17 @@ def _decode_page(token: str) -> tuple[float, ...] | None:
     if not token:
         return None
     try:
-        return tuple(float(number) for number in json.loads(base64.urlsafe_b64decode(token.encode())))
-    except (ValueError, TypeError):
-        raise Invalid("page_token: is not one that ListJobs gave", field="page_token") from None
+        # The length first: a long token could nest deeper or count higher than Python likes.
+        place = json.loads(base64.urlsafe_b64decode(token.encode())) if len(token) <= MAX_TOKEN else None
+    except ValueError:
+        place = None
+    if not (
+        isinstance(place, list)
+        and len(place) in (2, 3)
+        and all(isinstance(number, float) and math.isfinite(number) for number in place)
+    ):
+        raise Invalid("page_token: is not one that ListJobs gave", field="page_token")
+    return tuple(place)
 
 
 def _text(text: str, field: str) -> str:
