@@ -19,7 +19,8 @@ OTHER_UID = 12345
 
 # Everything is imported first: another user may not be able to read the interpreter's own files.
 BECOME_OTHER = f"""
-import encodings.ascii, encodings.idna, encodings.latin_1, importlib, json, os, pkgutil, shlex, shutil, signal, sys, threading
+import encodings.ascii, encodings.idna, encodings.latin_1
+import importlib, json, os, pkgutil, shlex, shutil, signal, sys, threading
 import google.protobuf.json_format, google.rpc.error_details_pb2, google.rpc.status_pb2, grpc
 import gpusched.v1, gpusched.client.cli, gpusched.client.admin, gpusched.client.serveruser, cli.holders
 for package in (gpusched.v1, gpusched.client.cli):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from collections.abc import Callable
 import pytest
 from gpusched.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 from gsrun.conftest import GPUS
-from gsrun.running import FOREST, MARK, Gsrun, state_of
+from gsrun.running import FOREST, GSRUN, MARK, QUICK, Gsrun, state_of
+from support.server import Server
 from support.waiting import wait_until
 
 Start = Callable[..., Gsrun]
@@ -153,9 +155,10 @@ def test_stopped_holder_keeps_the_lease(gsrun: Start, stub: Stub) -> None:
 
 
 def test_normal_end_ends_what_is_left(gsrun: Start) -> None:
-    run = gsrun(*ALL, sys.executable, FOREST, str(TREES), "end")
+    run = gsrun(*ALL, sys.executable, FOREST, str(TREES), "end", stdin=subprocess.PIPE)
     run.wait_for_out("ready")
     waiter = queue_behind(gsrun, run)
+    run.process.communicate(b"\n", timeout=QUICK)
     assert run.wait() == 3
     assert waiter.wait() == 0
     assert waiter.out.strip() == "0"
@@ -171,25 +174,18 @@ def test_what_ends_by_itself_is_not_worth_a_word(gsrun: Start) -> None:
 
 
 def test_leave_children(gsrun: Start) -> None:
-    run = gsrun(*ALL, "--leave-children", "sh", "-c", "sleep 100 >/dev/null 2>&1 & exit 4")
+    run = gsrun(*ALL, "--leave-children", "sh", "-c", "sleep 100 >/dev/null 2>&1 & sleep 0.1; exit 4")
     assert run.wait() == 4
     assert "left running" in run.err and "sleep" in run.err
     assert [line.split()[1] for line in run.survivors()] == ["sleep"]
     assert gsrun(*ALL, "--immediate", "true").wait() == 0
 
 
-def test_children_that_came_through_exec_are_spared(gsrun: Start, idle: object) -> None:
+def test_children_that_came_through_exec_are_spared(idle: Server) -> None:
     """`sleep & exec gsrun …` in a script: that sleep is our child, and none of the command's."""
-    from gsrun.running import GSRUN
-
     script = f"sleep 100 >/dev/null 2>&1 & echo $! >&2; exec {' '.join(GSRUN)} sh -c 'echo up; exec sleep 100'"
-    import subprocess
-
-    shell = Gsrun.__new__(Gsrun)
-    del shell
-    environment = idle.env  # type: ignore[attr-defined]
     process = subprocess.Popen(
-        ["bash", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+        ["bash", "-c", script], env=idle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     )
     assert process.stderr is not None and process.stdout is not None
     sleeper = int(process.stderr.readline())

@@ -125,17 +125,17 @@ class Link:
 
     def socket_fd(self) -> int | None:
         """Descriptor of our TCP connection to the scheduler; None if it cannot be told."""
-        host, _, port = self._address.rpartition(":")
-        peer = (host.strip("[]"), int(port))
+        port = int(self._address.rpartition(":")[2])
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
             try:
                 if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
                     continue
                 with socket.socket(fileno=os.dup(int(name))) as sock:
-                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[:2] == peer:
+                    # By port alone: gRPC dials IPv4 through an IPv6 socket, and we have no other connection.
+                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[1] == port:
                         return int(name)
             except OSError:
-                continue
+                continue  # not connected, or closed meanwhile
         return None
 
     # -- the thread ----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from enum import Enum
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Request
 
-
 #: So many answers to "which devices could serve?" are remembered; the questions are the callers' to choose.
 _MAX_REMEMBERED = 4096
 

@@ -66,7 +66,9 @@ def outcome_of(message: job_pb2.Outcome) -> Outcome:
 
 
 def process_of(message: resources_pb2.GpuProcess) -> ProcessReading:
-    """A process that a simulated GPU is to pretend."""
+    """A process that a simulated GPU is to pretend. Raises Invalid."""
+    if not (message.user + message.command).isprintable() or len(message.user) + len(message.command) > 128:
+        raise Invalid("processes: user and command have at most 128 printable characters", field="processes")
     return ProcessReading(
         pid=message.pid,
         user=message.user or "?",

@@ -35,7 +35,7 @@ class Registrar:
         self._server.add_generic_rpc_handlers(tuple(_Handlers(handler) for handler in handlers))
 
 
-class _Handlers(grpc.GenericRpcHandler[Any, Any]):
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """Another handler's methods with forgiving deserializers, made at a method's first call."""
 
     def __init__(self, inner: grpc.GenericRpcHandler[Any, Any]) -> None:

@@ -97,7 +97,8 @@ class LeaseService:
                 match message:
                     case do.Granted():
                         # One that was withdrawn meanwhile is told all the same: the answer to it is a sign of life.
-                        confirmed = isinstance(job.status, Running) and job.status.confirmed
+                        status = job.status
+                        confirmed = isinstance(status, Running) and status.lease is message.lease and status.confirmed
                         await context.write(convert.granted(self._engine, job, message.lease, confirmed=confirmed))
                         told = None
                     case do.Withdrawn():
@@ -188,6 +189,8 @@ class LeaseService:
     def _dry_run(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> scheduler_pb2.AcquireResponse:
         spec = self._spec(request, caller, b"")
         job, devices = self._engine.dry_run(spec, self._driver.now())
+        # The rehearsal leaves its verdicts in the queue: others would be told that they wait behind a job that is none.
+        self._driver.pass_now()
         if devices is not None:
             return scheduler_pb2.AcquireResponse(
                 dry_run=scheduler_pb2.DryRun(starts_now=True, gpus=convert.allocated(self._engine, devices))
