@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 from gpusched.scheduler.core import admission
 from gpusched.scheduler.core import effects as do
@@ -201,6 +201,8 @@ class Engine:
                 self._end(job, now, State.LOST, Outcome(message="its holder went away without a word"))
             case Finished():
                 pass
+            case _:
+                assert_never(job.status)
 
     def _on_confirm(self, event: ev.Confirm, now: float) -> None:
         job = self.job(event.job)
@@ -221,6 +223,8 @@ class Engine:
                 raise Aborted("the grant was superseded by a newer one", reason="GRANT_EXPIRED")
             case Finished():
                 raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
+            case _:
+                assert_never(job.status)
 
     def _on_release(self, event: ev.Release, now: float) -> None:
         job = self.job(event.job)
@@ -263,6 +267,8 @@ class Engine:
                     reason="JOB_ENDED",
                     field="job_id",
                 )
+            case _:
+                assert_never(job.status)
 
     def _on_update(self, event: ev.Update, now: float) -> None:
         job = self.job(event.job)
@@ -273,13 +279,11 @@ class Engine:
         if event.name is not None:
             admission.check_name(event.name)
         if event.priority is not None and event.priority != job.priority:
-            waits = job in self.queue
-            if waits:
-                self.queue.remove(job)
             job.note(now, f"priority {job.priority} -> {event.priority}{event.by and f' by {event.by}'}")
-            job.priority = event.priority
-            if waits:
-                self.queue.add(job)
+            if job not in self.queue:
+                job.priority = event.priority
+            else:
+                self.queue.change_priority(job, event.priority)
                 self._out.append(do.QueueChanged())
                 self.pass_wanted = True
         if event.name is not None:
