@@ -17,10 +17,10 @@ from gpusched.client import environment, scope, wire
 from gpusched.client.environment import process_environment
 from gpusched.client.errors import GpuschedError, GpuschedWarning, LeaseLost, NotSatisfiable
 from gpusched.client.lease import BaseLease
+from gpusched.client.lease_views import AllocatedGpu, Notice, QueueUpdate
 from gpusched.client.options import AcquireOptions
 from gpusched.client.session import Message, Session, live_sessions
 from gpusched.client.units import format_size
-from gpusched.client.views import AllocatedGpu, Job, Notice, QueueUpdate
 
 L = TypeVar("L", bound=BaseLease)
 R = TypeVar("R")
@@ -106,6 +106,7 @@ class BaseTicket(Generic[L]):
             outer = scope.enclosing()
             if outer is not None and outer.address == options.address:
                 self._borrow(outer.gpus, outer.env, outer.job_id, outer.id, outer._session)
+                outer._inner.append(self.lease)
                 return
             held = [session.grant.job_id for session in live_sessions() if session.grant]
             if job_id := scope.inherited_job(options.address, held):
@@ -120,11 +121,12 @@ class BaseTicket(Generic[L]):
                 f"{user} in this process already: CUDA_VISIBLE_DEVICES no longer changes which GPUs it uses. Acquire "
                 "before the first use of CUDA, or move work to the devices of lease.gpus yourself"
             )
-        self._session = Session(wire.encode(wire.ACQUIRE, request=options.message()), self._dispatch)
+        self._session = Session(options.address, wire.encode(wire.ACQUIRE, request=options.message()), self._dispatch)
 
     def _borrow_from_job(self, job_id: str) -> Steps[None]:
         """Use the GPUs of the job whose variables we inherited, if we still run under it."""
-        asking = Session(wire.encode(wire.LOOK_UP, job_id=job_id, address=self._options.address))
+        address = self._options.address
+        asking = Session(address, wire.encode(wire.LOOK_UP, job_id=job_id, address=address))
         try:
             while (answer := (yield asking.receive()))["kind"] not in (wire.JOB, wire.FAILED):
                 if answer["kind"] == wire.SAY:
@@ -133,6 +135,8 @@ class BaseTicket(Generic[L]):
             asking.abandon()
         uuids = [uuid for uuid in os.environ.get("GPUSCHED_GPUS", "").split(",") if uuid]
         if answer["kind"] == wire.JOB and answer["job"] is not None:
+            from gpusched.client.views import Job  # brings all views along, which other leases do not need
+
             job = wire.load(Job, answer["job"])
             if not scope.runs_under(job):
                 return
@@ -179,7 +183,8 @@ class BaseTicket(Generic[L]):
             grant = session.grant
             assert grant is not None
             positions = scope.fitting(grant.gpus, self._options)
-            if self._lease is not None or positions is None or self._options.nested == "new":
+            wanted = self._lease is None and self._options.nested != "new" and session.address == self._options.address
+            if positions is None or not wanted:
                 scope.keep(session)
                 continue
             self._session = session
@@ -212,7 +217,7 @@ class BaseTicket(Generic[L]):
         self._lease = lease
         if self._environ:
             process_environment.push(lease.env)
-        scope.enter(lease)
+            scope.enter(lease)
 
     # -- towards the end ---------------------------------------------------------------------------------
 
@@ -226,8 +231,7 @@ class BaseTicket(Generic[L]):
             if session is not None:
                 session.abandon()
             return
-        process_environment.pop(lease.env)
-        scope.leave(lease)
+        _leave(lease)
         if os.getpid() != lease._owner_pid:
             return  # a forked child leaves its parent's block: not its lease to end
         if session is not None and not session.over:
@@ -250,10 +254,19 @@ class BaseTicket(Generic[L]):
         if self._session is not None and not self._session.over:
             self._session.abandon()
         if self._lease is not None:
+            _leave(self._lease)
             self._lease._released.set()
-            process_environment.pop(self._lease.env)
-            scope.leave(self._lease)
         self._closed = True
+
+
+def _leave(lease: BaseLease) -> None:
+    """Put the variables back. Leases inside this one, whose blocks were never closed, end with it."""
+    for inner in lease._inner:
+        if not inner.released:
+            _leave(inner)
+            inner._released.set()
+    process_environment.pop(lease.env)
+    scope.leave(lease)
 
 
 def say(text: str) -> None:

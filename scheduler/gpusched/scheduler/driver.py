@@ -59,11 +59,6 @@ class Driver:
         self._perform(effects)
         return effects
 
-    def pass_now(self) -> None:
-        """Let a pass happen at once, rather than behind whatever else the event loop has at hand."""
-        if not self._stopped:
-            self.handle(ev.Pass())
-
     def stop(self) -> None:
         """Start nothing new and fire no more timers; events are still taken."""
         self._stopped = True

@@ -169,7 +169,7 @@ class Engine:
         if spec.immediate or spec.max_wait == 0:
             # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
-        elif spec.max_wait is not None:
+        if spec.max_wait:
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QueueChanged()]
         self.pass_wanted = True

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 
-from gpusched.scheduler.core import admission
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.errors import Invalid, NotSatisfiable
@@ -186,11 +185,6 @@ class QueryService:
         if priority is not None and priority > job.priority:
             self._services.callers.require_priority(caller, priority)
         name = request.job.name if "name" in paths else None
-        # All of it before any of it: a change that is refused changes nothing.
-        if priority is not None:
-            admission.check_priority(priority)
-        if name is not None:
-            admission.check_name(name)
         self._driver.handle(ev.Update(job.id, priority, name, caller.owner.name))
         return scheduler_pb2.UpdateJobResponse(job=self._show(job, caller))
 
