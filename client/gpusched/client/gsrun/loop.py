@@ -15,10 +15,10 @@ class Loop:
     """Runs everything in the thread that calls `run`, which must be the process's main thread.
 
     Args:
-        on_error: called with what a posted call raises; the loop goes on.
+        on_error: called with what a posted call raises, and the loop goes on; None lets it out of `run`.
     """
 
-    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, on_error: Callable[[Exception], None] | None = None) -> None:
         self._on_error = on_error
         self._poll = select.poll()
         self._readers: dict[int, Callable[[], None]] = {}
@@ -107,6 +107,8 @@ class Loop:
             try:
                 function(*arguments)
             except Exception as error:
+                if self._on_error is None:
+                    raise
                 self._on_error(error)
 
 
