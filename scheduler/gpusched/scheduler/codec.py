@@ -65,6 +65,9 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
             held=data.get("held", False),
             not_before=data.get("not_before"),
             time_limit=data.get("time_limit"),
+            unmet=set(data.get("unmet", ())),
+            cancelling=tuple(data["cancelling"]) if "cancelling" in data else None,
+            requeue_asked=data.get("requeue_asked", False),
             attempts=[_attempt_in(each) for each in data.get("attempts", ())],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -85,10 +88,14 @@ def _job_out(job: Job) -> dict[str, Any]:
     }
     if job.token_hash:
         data["token_hash"] = job.token_hash.hex()
-    for name in ("attempt", "failures", "losses", "held", "not_before"):
+    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked"):
         value = getattr(job, name)
         if value:
             data[name] = value
+    if job.unmet:
+        data["unmet"] = sorted(job.unmet)
+    if job.cancelling is not None:
+        data["cancelling"] = job.cancelling
     if job.attempts:
         data["attempts"] = [_attempt_out(attempt) for attempt in job.attempts]
     return data
