@@ -10,7 +10,7 @@ from benchmarks.processes import bare, scheduler
 from benchmarks.streams import Bare, Scheduler, cancelled, read_messages, read_until
 
 #: Seconds from one sample to the next, in which the end of the last stream is dealt with.
-PAUSE = 0.004
+PAUSE = 0.002
 
 
 def run(effort: Effort) -> list[Row]:

@@ -111,3 +111,8 @@ def resident_bytes(pid: int) -> int:
     """Memory of a process that is in RAM."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def gsrun_command() -> list[str]:
+    """The installed gsrun of this interpreter's environment."""
+    return [str(Path(sys.executable).with_name("gsrun"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -22,7 +23,9 @@ import gpusched.v1.resources_pb2 as resources_pb
 import gpusched.v1.scheduler_pb2 as pb
 from cli.fake_service import END, FakeServer, Refusal
 from cli.terminal import Terminal
+from gpusched.client.cli.jobs import JobsView
 from gpusched.client.cli.main import run
+from gpusched.client.cli.output import Output
 from support.server import clean_environment
 
 Captured = pytest.CaptureFixture[str]
@@ -192,6 +195,44 @@ def test_a_server_of_another_version_is_named(fake: FakeServer, cli: Callable[..
     assert "no administrator's socket" in capsys.readouterr().err
     assert cli("jobs", "--watch", "--json") == 1  # the fake has no such queue: an error of its own
     assert "an error of its own" in capsys.readouterr().err
+
+
+def test_an_unwanted_servers_user_is_refused(
+    fake: FakeServer, cli: Callable[..., int], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSCHED_SERVER_USER", "54321")
+    assert cli("status") == 1
+    assert "allows only 54321" in capsys.readouterr().err
+    assert fake.service.requests == []
+
+
+def test_a_bug_is_one_line(
+    fake: FakeServer, cli: Callable[..., int], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("gpusched.client.cli.status.block", broken)
+    assert cli("status") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("gpusched: a bug in this command: ZeroDivisionError: oops") and err.count("\n") == 1
+    monkeypatch.setenv("GPUSCHED_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli("status")
+
+
+def test_a_snapshot_may_come_in_parts_and_a_new_one_replaces_it() -> None:
+    view = JobsView(Output(stdout=io.StringIO()), pb.JobFilter())
+    view.restart()
+    view.take(pb.WatchJobsResponse(jobs=[job(1)], snapshot=True))
+    view.take(pb.WatchJobsResponse(jobs=[job(2)], snapshot=True))
+    assert [line.split()[0] for line in view.frame()[:3]] == ["JOB", "1", "2"]
+    view.restart()
+    assert [line.split()[0] for line in view.frame()[:3]] == ["JOB", "1", "2"]
+    view.take(pb.WatchJobsResponse(jobs=[job(3)], snapshot=True))
+    assert [line.split()[0] for line in view.frame()[:2]] == ["JOB", "3"]
+    view.take(pb.WatchJobsResponse(jobs=[job(3, job_pb.JOB_STATE_LOST)]))
+    assert view.frame()[0] == "nothing runs and nothing waits"
 
 
 def test_what_is_no_grpc_server_is_said(capsys: Captured) -> None:

@@ -159,7 +159,9 @@ class Box:
         for _ in range(50):
             if self._unlooked:
                 uuids, self._unlooked = dict.fromkeys(self._unlooked), []
-                self.do(ev.Observe(tuple(ev.Seen(uuid, *self.looks.get(uuid, (Condition.CLEAN, ""))) for uuid in uuids)))
+                self.do(
+                    ev.Observe(tuple(ev.Seen(uuid, *self.looks.get(uuid, (Condition.CLEAN, ""))) for uuid in uuids))
+                )
             elif self.engine.pass_wanted:
                 self.do(ev.Pass())
             else:

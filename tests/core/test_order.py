@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from core.support import Box
 
+from core.support import Box
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
@@ -196,7 +196,6 @@ def test_devices_are_never_taken_twice(box: NewBox) -> None:
 
 def test_two_devices_of_one_uuid_are_refused(box: NewBox) -> None:
     from core.support import make_nodes
-
     from gpusched.scheduler.core.pool import Pool
 
     with pytest.raises(ValueError, match="a0"):

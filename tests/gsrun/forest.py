@@ -1,6 +1,6 @@
 """A command that starts many processes in every way that hides them, for tests of what gsrun leaves behind.
 
-usage: forest.py COUNT [stubborn]. Prints `ready` when all are up, then waits for ever (or ends, on a line of stdin).
+usage: forest.py COUNT [stubborn] [end]. Prints `ready` when all are up, then waits for ever (or, with `end`, ends on a line of stdin).
 `stubborn` ones ignore every signal that can be ignored.
 """
 
@@ -50,6 +50,7 @@ def main() -> None:
         seen += len(os.read(read, 4096))
     print("ready", flush=True)
     if "end" in sys.argv:
+        sys.stdin.readline()
         sys.exit(3)
     wait_for_ever()
 

@@ -83,20 +83,26 @@ class Stream:
         self.client = client
         self.call = call
         self.seen: list[str] = []
-        self.accepted: scheduler_pb2.Accepted = scheduler_pb2.Accepted()
-        self.grant: scheduler_pb2.Granted = scheduler_pb2.Granted()
+        self.accepted = scheduler_pb2.Accepted()
+        self.grant = scheduler_pb2.Granted()
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        # A read that is cancelled by a time-out cancels the whole call, so a task of its own does the reading.
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            async for event in self.call:
+                self._events.put_nowait(event)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            pass
+        finally:
+            self._events.put_nowait(None)
 
     async def next(self, timeout: float = PATIENCE) -> tuple[str, Any]:
         """Kind and content of the next event. Raises StreamEnded, TimeoutError."""
-        try:
-            event = await asyncio.wait_for(self.call.read(), timeout)
-        except grpc.aio.AioRpcError as error:
-            raise StreamEnded(Refusal.of(error)) from None
-        except asyncio.CancelledError:
-            if not self.call.cancelled():
-                raise
-            raise StreamEnded(Refusal(grpc.StatusCode.CANCELLED, "by ourselves")) from None
-        if event is grpc.aio.EOF:
+        event = await asyncio.wait_for(self._events.get(), timeout)
+        if event is None:
+            self._events.put_nowait(None)
             code = await self.call.code()
             raise StreamEnded(Refusal.of(_Ended(code, await self.call.details(), await self.call.trailing_metadata())))
         kind = event.WhichOneof("event")
@@ -107,6 +113,14 @@ class Stream:
         elif kind == "granted":
             self.grant = content
         return kind, content
+
+    async def nothing_for(self, duration: float) -> None:
+        """Fail if an event comes, or the stream ends, within some seconds."""
+        try:
+            event = await asyncio.wait_for(self._events.get(), duration)
+        except TimeoutError:
+            return
+        raise AssertionError(f"unexpected: {event or await self.end()}")
 
     async def until(self, wanted: str, timeout: float = PATIENCE) -> Any:
         """The next event of a kind; others are passed over."""

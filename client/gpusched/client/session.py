@@ -157,9 +157,7 @@ class Session:
             self._deliver(message)
 
     def _helper_gone(self) -> None:
-        with self._lock:
-            ended, self._ended = self._ended, True
-        if ended or self.lost is not None:
+        if self.over:
             self._answer({"kind": wire.RELEASED})
             return
         status = self._process.returncode
@@ -171,6 +169,8 @@ class Session:
         )
         if self.grant is not None:
             self._lose(LeaseLost(why, reason="HELPER_GONE"))
+        self._ended = True
+        self._answer({"kind": wire.RELEASED})
         self._deliver({"kind": wire.FAILED, "error": wire.dump_error(ServerUnavailable(why, reason="HELPER_GONE"))})
 
     def _lose(self, error: GpuschedError) -> None:

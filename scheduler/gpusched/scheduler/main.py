@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(config: configuration.Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     if config.detach:
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Before anything that starts threads is imported.
         ready = daemon.detach(config.state_dir / "server.log")
     else:
@@ -55,6 +54,10 @@ def serve(config: configuration.Config) -> int:
             asyncio.run(_serve(config, lock, ready))
     except (StartRefused, InventoryError) as error:
         ready.failed(str(error))
+        return 1
+    except Exception as error:
+        log.exception("the server failed")
+        ready.failed(f"the scheduler failed: {error}")
         return 1
     return 0
 

@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line; the exit status. Never raises but for bugs."""
+    """Run one command line; the exit status. Raises nothing, but for bugs where `GPUSCHED_DEBUG` is set."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -188,7 +188,7 @@ def _unknown(name: str) -> str:
 
 
 def _failed(error: Exception, output: Output) -> int:
-    """One line for what went wrong, and its status; bugs are raised again for their traceback."""
+    """One line for what went wrong, and its status."""
     from gpusched.client.errors import GpuschedError, ServerMismatch, ServerUnavailable
 
     if isinstance(error, GpuschedError):
@@ -197,4 +197,7 @@ def _failed(error: Exception, output: Output) -> int:
     if isinstance(error, OSError):
         output.error(f"cannot write the output: {error.strerror or error}")
         return FAILED_STATUS
-    raise error
+    if os.environ.get("GPUSCHED_DEBUG"):
+        raise error
+    output.error(f"a bug in this command: {type(error).__name__}: {error} (GPUSCHED_DEBUG=1 shows where)")
+    return FAILED_STATUS

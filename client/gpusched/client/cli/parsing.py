@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -16,6 +17,17 @@ T = TypeVar("T")
 USAGE_STATUS = 2
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """As wide as the terminal, up to a point; told so, for argparse would import shutil to find out."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, max_help_position=30, width=max(min(columns, 100) - 2, 20))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with this command's way to say what is wrong, and no guessing of shortened options."""
 
@@ -26,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             add_help=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
         self.add_argument("-h", "--help", action="help", help="show this help")
         self.set_defaults(fail=self.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
@@ -99,7 +100,8 @@ class _Watch:
         self._output = output
         self._open = open_stream
         self._view = view
-        self._screen = Screen(output) if output.terminal and output.mode is Mode.TABLE else None
+        redraws = output.terminal and output.mode is Mode.TABLE and os.environ.get("TERM") != "dumb"
+        self._screen = Screen(output) if redraws else None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stream: Stream | None = None
         self._started = False

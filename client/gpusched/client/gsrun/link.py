@@ -86,7 +86,7 @@ class Link:
         self._token = ""
         self._ended = ""
         self._stopping = False
-        self._may_restart = False
+        self._may_restart: bool | None = None  # None: not known yet
         self._lock = threading.Lock()  # over the two: a lease is confirmed on a stream that lives, or not at all
         self._alive = False
         self._confirmed = False
@@ -125,17 +125,17 @@ class Link:
 
     def socket_fd(self) -> int | None:
         """Descriptor of our TCP connection to the scheduler; None if it cannot be told."""
-        host, _, port = self._address.rpartition(":")
-        peer = (host.strip("[]"), int(port))
+        port = int(self._address.rpartition(":")[2])
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
             try:
                 if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
                     continue
                 with socket.socket(fileno=os.dup(int(name))) as sock:
-                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[:2] == peer:
+                    # By port alone: gRPC dials IPv4 through an IPv6 socket, and we have no other connection.
+                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[1] == port:
                         return int(name)
             except OSError:
-                continue
+                continue  # not connected, or closed meanwhile
         return None
 
     # -- the thread ----------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Link:
             self._refuse(str(error), exits.USAGE if isinstance(error, UsageError) else exit_code(error))
 
     def _run(self) -> None:
-        from gpusched.client.serveruser import check_server_user, listener_uid
+        from gpusched.client.serveruser import check_server_user
 
         began = time.monotonic()
         first = True
@@ -159,7 +159,6 @@ class Link:
 
                 ensure_server(self._address, self._say)
             check_server_user(self._address, self._say)
-            self._may_restart = self._may_restart or (first and listener_uid(self._address) == os.getuid())
             first = False
             error = self._attempt()
             if error is None:
@@ -219,6 +218,7 @@ class Link:
                 self._job_id, self._token = response.accepted.job_id, response.accepted.resume_token
                 self._post(self._listener.on_accepted, response.accepted)
             case "queued":
+                self._note_owner()
                 self._post(self._listener.on_queued, response.queued)
             case "granted":
                 self._post(self._listener.on_granted, response.granted)
@@ -231,6 +231,13 @@ class Link:
                 self._ended = response.ended.message
             case "dry_run":
                 self._post(self._listener.on_dry_run, response.dry_run)
+
+    def _note_owner(self) -> None:
+        """See, while it is there, whether the scheduler is our own user's: then we may start it again."""
+        if self._may_restart is None:
+            from gpusched.client.serveruser import listener_uid
+
+            self._may_restart = listener_uid(self._address) == os.getuid()
 
     def _request(self) -> scheduler_pb2.AcquireRequest:
         from gpusched.v1 import resources_pb2, scheduler_pb2

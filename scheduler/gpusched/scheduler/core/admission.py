@@ -201,14 +201,14 @@ def _check_request(request: Request, pool: Pool) -> None:
     where = f" on node {request.node}" if request.node else ""
     on_node = Request(1, node=request.node)
     infos = [pool.devices[uuid].info for uuid in pool.eligible(on_node)]
-    if have == 0 and request.model and not any(request.model in info.model.lower() for info in infos):
+    if have == 0 and infos and request.model and not any(request.model in info.model.lower() for info in infos):
         models = ", ".join(sorted({info.model for info in infos}))
         raise NotSatisfiable(
             f"resources.gpu_model: no GPU{where} is a {request.model!r}; there are: {models}",
             reason="UNKNOWN_MODEL",
             field="resources.gpu_model",
         )
-    if have == 0 and request.memory_bytes:
+    if have == 0 and infos and request.memory_bytes:
         most = max(info.memory_bytes for info in infos if request.model in info.model.lower())
         raise NotSatisfiable(
             f"resources.gpu_memory_bytes: no GPU{where} has {request.memory_bytes / 2**30:.4g} GiB; "
@@ -217,6 +217,7 @@ def _check_request(request: Request, pool: Pool) -> None:
         )
     wanted = " that will do" if request.model or request.memory_bytes else ""
     raise NotSatisfiable(
-        f"resources.gpus: asks for {request.gpus} GPUs, but there are only {have}{wanted}{where}",
+        f"resources.gpus: asks for {request.gpus} GPU{'s' if request.gpus > 1 else ''}, "
+        f"but there {'is' if have == 1 else 'are'} only {have}{wanted}{where}",
         field="resources.gpus",
     )

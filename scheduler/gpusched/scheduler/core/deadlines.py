@@ -1,11 +1,15 @@
-"""Times at which something falls due, in one heap; a stale entry is recognised by its owner, not removed."""
+"""Times at which something falls due, in one heap; a stale entry is recognised by its owner, and swept out late."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from gpusched.scheduler.core.jobs import JobId
+
+#: So many entries are kept without asking whether they still mean anything.
+_SWEEP_AT = 1024
 
 
 class Due(Enum):
@@ -23,11 +27,12 @@ class Due(Enum):
 class Deadlines:
     """A heap of (time, what, job, epoch). Epoch 0 where no lease is meant."""
 
-    __slots__ = ("_count", "_heap")
+    __slots__ = ("_count", "_heap", "_sweep_at")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Due, JobId, int]] = []
         self._count = 0
+        self._sweep_at = _SWEEP_AT
 
     def add(self, at: float, what: Due, job: JobId = JobId(0), epoch: int = 0) -> None:  # noqa: B008 - a constant
         self._count += 1
@@ -43,3 +48,15 @@ class Deadlines:
             return None
         _, _, what, job, epoch = heappop(self._heap)
         return what, job, epoch
+
+    def sweep(self, alive: Callable[[Due, JobId, int], bool]) -> None:
+        """Forget entries that mean nothing any more, once the heap has doubled since the last time.
+
+        So a limit of days, of a job that ended within a second, does not stay for days; the cost spread over the
+        entries added is constant.
+        """
+        if len(self._heap) < self._sweep_at:
+            return
+        self._heap = [entry for entry in self._heap if alive(*entry[2:])]
+        heapify(self._heap)
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._heap))

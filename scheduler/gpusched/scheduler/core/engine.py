@@ -69,11 +69,12 @@ class Engine(Moves):
             What is to be done, in this order.
 
         Raises:
-            DomainError: the event is refused and has changed nothing. Deadlines that were due have happened all
-                the same; their effects come with the next call.
+            DomainError: the event is refused and has changed nothing (but a late Confirm wakes its job). Deadlines
+                that were due have happened all the same. The effects of both come with the next call.
         """
         self._expire(now)
         self._handlers[type(event)](event, now)
+        self._deadlines.sweep(self._is_alive)
         out, self._out = self._out, []
         return out
 
@@ -91,10 +92,7 @@ class Engine(Moves):
         job = self._new_job(spec, now)
         taken: list[Start] = []
         got: tuple[str, ...] | None = None
-        seen = {
-            each: (found.verdict, found.blocked_by, found.unavailable_since)
-            for each, found in self.queue.classes.items()
-        }
+        findings = self.queue.findings()
         self.queue.add(job)
         if self._may_start:
             for start in plan(self.queue, self.pool, now, self.settings.set_aside_after, self.slots):
@@ -109,9 +107,7 @@ class Engine(Moves):
                 self.queue.add(start.job)
         if got is None:
             self.queue.remove(job)
-        for each, (verdict, blocked_by, since) in seen.items():
-            found = self.queue.classes[each]
-            found.verdict, found.blocked_by, found.unavailable_since = verdict, blocked_by, since
+        self.queue.put_back(findings)
         return job, got
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
@@ -146,9 +142,10 @@ class Engine(Moves):
         for followed in job.unmet:
             self._followers.setdefault(JobId(followed), []).append(job.id)
         self.queue.add(job)
-        if spec.immediate:
+        if spec.immediate or spec.max_wait == 0:
+            # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
-        if spec.max_wait is not None:
+        elif spec.max_wait is not None:
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
@@ -382,23 +379,46 @@ class Engine(Moves):
                 started = True
             if started:
                 self._out.append(do.QueueChanged())
-            for found in self.queue.classes.values():
-                # Jobs are set aside at a time, not at an event, so look again then.
-                if found.unavailable_since is not None:
-                    due = found.unavailable_since + self.settings.set_aside_after
-                    if due > now:
-                        self._deadlines.add(due, Due.LOOK_AGAIN)
+            self._plan_next_look(now)
         for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
-            self._end(job, now, State.CANCELLED, Outcome(message="could not start at once"), "NO_GPU_FREE")
+            self._give_up(job, now)
         self._impatient.clear()
 
     # -- deadlines ---------------------------------------------------------------------------------------
+
+    def _plan_next_look(self, now: float) -> None:
+        """Jobs are set aside at a time, not at an event: want a pass when the next of them is due."""
+        after = self.settings.set_aside_after
+        times = [
+            due
+            for found in self.queue.classes.values()
+            if found.unavailable_since is not None and (due := found.unavailable_since + after) > now
+        ]
+        # One moment is enough: those found later are due later, and the pass made then plans the next.
+        if times and self._next_look is None:
+            self._next_look = min(times)
+            self._deadlines.add(self._next_look, Due.LOOK_AGAIN)
+
+    def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
+        """Whether a deadline may still come to mean something."""
+        if what in (Due.LOOK_AGAIN, Due.HOLD_OVER, Due.WINDOW_OVER):
+            return True
+        job = self.jobs.get(job_id)
+        match job and job.status:
+            case Queued():
+                return what in (Due.MAX_WAIT, Due.GATE)
+            case Running(lease=lease, confirmed=confirmed):
+                # An unconfirmed grant may be taken back, and then the wait goes on.
+                return not confirmed if what is Due.MAX_WAIT else lease.epoch == epoch
+            case _:
+                return False
 
     def _expire(self, now: float) -> None:
         while (due := self._deadlines.pop_due(now)) is not None:
             what, job_id, epoch = due
             match what:
                 case Due.LOOK_AGAIN:
+                    self._next_look = None
                     self.pass_wanted = True
                     self._out.append(do.QueueChanged())
                 case Due.HOLD_OVER:
@@ -413,8 +433,7 @@ class Engine(Moves):
     def _fall_due(self, what: Due, job: Job, epoch: int, now: float) -> None:
         match what, job.status:
             case Due.MAX_WAIT, Queued():
-                waited = f"waited {job.spec.max_wait:g} s, the most it was to wait"
-                self._end(job, now, State.CANCELLED, Outcome(message=waited), "MAX_WAIT")
+                self._give_up(job, now)
             case Due.GATE, Queued(gate=Gate.BEGIN_TIME | Gate.BACKOFF):
                 if job.gate_at(now) is None:
                     self._regate(job, now, "its time to start has come")

@@ -73,17 +73,21 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     if found.verdict is Verdict.UNSEEN:
         return Reason(Code.STARTING, "just accepted", needed)
     free = engine.pool.free(request)
+    if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
+        ahead = engine.jobs.get(found.blocked_by)
+        if ahead is None or ahead not in engine.queue or ahead.key > job.key:
+            # Things have moved since the last pass; the next one, which is wanted, will tell.
+            return Reason(Code.STARTING, "about to be looked at", needed, free)
+        return _behind(ahead, needed, free)
     if found.unavailable_since is not None:
         out = tuple(_blockers(engine, job, mended=True))
         return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
-    if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
-        return _behind(engine, found.blocked_by, needed, free)
     if first is not job:
-        return _behind(engine, first.id, needed, free)
+        return _behind(first, needed, free)
     blockers = tuple(_blockers(engine, job, mended=False))
     if free >= needed:
         return Reason(Code.READY, "about to start", needed, free)
-    return Reason(Code.RESOURCES, _resources_text(needed, free, blockers), needed, free, blockers)
+    return Reason(Code.RESOURCES, _resources_text(engine, needed, free, blockers), needed, free, blockers)
 
 
 def foresee(engine: Engine, job: Job) -> Reason:
@@ -93,16 +97,21 @@ def foresee(engine: Engine, job: Job) -> Reason:
     if stopped is not None:
         return stopped
     eligible = engine.pool.eligible(job.request)
-    for other in engine.queue:
-        if other.key > job.key:
-            break
-        if other.awake and not eligible.isdisjoint(engine.pool.eligible(other.request)):
-            return _behind(engine, other.id, needed, free)
+    firsts = [
+        first
+        for request, found in engine.queue.classes.items()
+        if found.verdict is not Verdict.SET_ASIDE
+        and (first := found.keys.first()) is not None
+        and first < job.key
+        and not eligible.isdisjoint(engine.pool.eligible(request))
+    ]
+    if firsts:
+        return _behind(engine.queue.job(min(firsts)), needed, free)
     if engine.pool.serviceable(job.request) < needed:
         out = tuple(_blockers(engine, job, mended=True))
         return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
     blockers = tuple(_blockers(engine, job, mended=False))
-    return Reason(Code.RESOURCES, _resources_text(needed, free, blockers), needed, free, blockers)
+    return Reason(Code.RESOURCES, _resources_text(engine, needed, free, blockers), needed, free, blockers)
 
 
 def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
@@ -118,15 +127,13 @@ def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
     if request.node:
         wants.append(f"on node {request.node}")
     usable = len(engine.pool.eligible(request))
-    out.append(
-        f"It asks for {' '.join(wants)}; {usable} GPUs could serve, {engine.pool.free(request)} of them are free now."
-    )
+    out.append(f"It asks for {' '.join(wants)}; {_gpus(usable)} could serve, {engine.pool.free(request)} free now.")
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
             what = f"held by job {blocker.job} ({_who(blocker)})"
         else:
             device = engine.pool.devices[blocker.device]
-            what = device_text(engine, device) or blocker.state.value
+            what = (device_text(engine, device) or blocker.state.value).removeprefix(f"GPU {blocker.index}: ")
         out.append(f"GPU {blocker.index} on {blocker.node}: {what}.")
     return out
 
@@ -144,8 +151,7 @@ def _stopped(engine: Engine, needed: int) -> Reason | None:
     if engine.halted is not None:
         return Reason(Code.STORE, f"nothing is started while state cannot be saved: {engine.halted}", needed)
     if engine.paused is not None:
-        text = f"scheduling is paused: {engine.paused}" if engine.paused else "scheduling is paused"
-        return Reason(Code.PAUSED, text, needed)
+        return Reason(Code.PAUSED, _paused_text(engine.paused), needed)
     if engine.holding:
         return Reason(Code.REATTACH, "the scheduler has just restarted and waits for its clients to come back", needed)
     if engine.slots == 0:
@@ -172,11 +178,14 @@ def _gated(job: Job, gate: Gate, needed: int) -> Reason:
             return Reason(Code.BACKOFF, failed, needed, until=job.not_before)
 
 
-def _behind(engine: Engine, ahead: JobId, needed: int, free: int) -> Reason:
-    job = engine.jobs[ahead]
+def _behind(job: Job, needed: int, free: int) -> Reason:
     name = f", {job.name}" if job.name else ""
-    text = f"waits behind job {ahead} ({job.spec.owner.name}{name}), which needs {_gpus(job.request.gpus)}"
-    return Reason(Code.PRIORITY, text, needed, free, ahead=ahead)
+    text = f"waits behind job {job.id} ({job.spec.owner.name}{name}), which needs {_gpus(job.request.gpus)}"
+    return Reason(Code.PRIORITY, text, needed, free, ahead=job.id)
+
+
+def _paused_text(reason: str) -> str:
+    return f"scheduling is paused: {reason}" if reason else "scheduling is paused"
 
 
 def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]:
@@ -207,7 +216,7 @@ def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]
 _OUT_OF_SERVICE = (DeviceState.DRAINED, DeviceState.FOREIGN, DeviceState.DIRTY, DeviceState.UNHEALTHY)
 
 
-def _resources_text(needed: int, free: int, blockers: tuple[Blocker, ...]) -> str:
+def _resources_text(engine: Engine, needed: int, free: int, blockers: tuple[Blocker, ...]) -> str:
     text = f"needs {_gpus(needed)}, {free} free"
     held: dict[JobId, list[Blocker]] = {}
     for blocker in blockers:
@@ -215,7 +224,8 @@ def _resources_text(needed: int, free: int, blockers: tuple[Blocker, ...]) -> st
             held.setdefault(blocker.job, []).append(blocker)
     # The fewest words that still say whom to ask: three holders at most.
     for group in list(held.values())[:3]:
-        indices = ",".join(str(blocker.index) for blocker in group)
+        several = len(engine.pool.nodes) > 1
+        indices = ",".join(f"{blocker.node}:{blocker.index}" if several else f"{blocker.index}" for blocker in group)
         text += f"; GPU {indices} held by {_who(group[0])}"
     if len(held) > 3:
         text += f"; and {len(held) - 3} more jobs"
@@ -228,8 +238,8 @@ def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str
         f"needs {_gpus(job.request.gpus)}, but only {usable} of {len(engine.pool.eligible(job.request))} are in service"
     )
     for blocker in out[:3]:
-        device = engine.pool.devices[blocker.device]
-        text += f"; {device_text(engine, device) or f'GPU {blocker.index} is {blocker.state.value}'}"
+        said = device_text(engine, engine.pool.devices[blocker.device]) or blocker.state.value
+        text += f"; {said if said.startswith('GPU ') else f'GPU {blocker.index}: {said}'}"
     found = engine.queue.classes.get(job.request)
     if found is not None and found.verdict is Verdict.SET_ASIDE:
         text += "; set aside, others go first meanwhile"

@@ -47,6 +47,7 @@ class Ground:
         self._next_job = first_job
         self._next_epoch = first_epoch
         self._impatient: list[JobId] = []
+        self._next_look: float | None = None
         self._out: list[Effect] = []
         self._changes = Changes()
 

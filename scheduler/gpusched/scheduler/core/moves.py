@@ -108,6 +108,13 @@ class Moves(Ground):
 
     def _withdraw(self, job: Job, lease: Lease, now: float) -> None:
         """Take an unconfirmed grant back. The holder never said that it ran anything, but look all the same."""
+        spec = job.spec
+        if job.cancelling is not None:
+            self._end(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]), "JOB_CANCELLED")
+            return
+        if spec.immediate or (spec.max_wait is not None and now >= job.submitted_at + spec.max_wait):
+            self._give_up(job, now)
+            return
         self._let_go(job, now)
         self._wait(job, now, Gate.UNCONFIRMED, "did not confirm its grant in time; passed over")
         self._out.append(do.Withdrawn(job.id, lease.epoch))
@@ -153,6 +160,17 @@ class Moves(Ground):
         # The old run's stream is to be told that it is over.
         self._out.append(do.Ended(job.id, state, outcome.message, reason))
 
+    def _give_up(self, job: Job, now: float) -> None:
+        """End a job that has waited for as long as it was to, or was not to wait at all."""
+        if job.lease is not None:
+            text = "did not confirm its grant in time, and was not to wait any longer"
+        elif job.spec.immediate:
+            text = "could not start at once"
+        else:
+            text = f"waited {job.spec.max_wait or 0:.10g} s, the most it was to wait"
+        reason = "NO_GPU_FREE" if job.spec.immediate else "MAX_WAIT"
+        self._end(job, now, State.CANCELLED, Outcome(message=text), reason)
+
     def _end(self, job: Job, now: float, state: State, outcome: Outcome, reason: str = "") -> None:
         if job in self.queue:
             self.queue.remove(job)
@@ -160,7 +178,9 @@ class Moves(Ground):
         lease = self._let_go(job, now)
         self._move(job, Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)
-        self._requests.pop((job.spec.owner.uid, job.spec.request_id), None)
+        request_id = (job.spec.owner.uid, job.spec.request_id)
+        if self._requests.get(request_id) == job.id:
+            del self._requests[request_id]
         self.absent.discard(job.id)
         self._check_all_back()
         self._ended.append(job.id)

@@ -1,9 +1,9 @@
 """The pass: which waiting jobs start now, on which devices.
 
-Strict order. The first job that cannot start blocks every later job that could use a device that it could
-use, so a big job is never overtaken by small ones. Jobs with nothing in common do not wait for each other.
-A job that waits for devices that are drained, foreign, dirty or unhealthy for over a minute blocks nobody,
-lest one broken GPU stop the box.
+Strict order. A job that cannot start blocks every later job that could use a device that it could use, so a
+big job is never overtaken by small ones; one that is blocked blocks in its turn. Jobs with nothing in common
+do not wait for each other. A job that waits for devices that are drained, foreign, dirty or unhealthy for over
+a minute blocks nobody, lest one broken GPU stop the box.
 """
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots:
     while heads and slots != 0:
         key, number, found = heappop(heads)
         eligible = pool.eligible(found.request)
-        if blocked and not eligible.isdisjoint(blocked):
-            found.verdict = Verdict.BEHIND
-            found.blocked_by = next(job for devices, job in blockers if not eligible.isdisjoint(devices))
-            continue
-        devices = pool.place(found.request)
+        behind = not eligible.isdisjoint(blocked)
+        devices = None if behind else pool.place(found.request)
         if devices is not None:
             found.unavailable_since = None
             following = found.keys.after(key)
@@ -67,6 +64,9 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots:
                 continue
         else:
             found.unavailable_since = None
-        found.verdict = Verdict.WAITS
-        blocked |= eligible
-        blockers.append((eligible, queue.job(key).id))
+        found.verdict = Verdict.BEHIND if behind else Verdict.WAITS
+        found.blocked_by = next((job for devices, job in blockers if not eligible.isdisjoint(devices)), None)
+        if not eligible <= blocked:
+            # Whoever shares a device with a job that adds none is named after an earlier one: a short list will do.
+            blocked |= eligible
+            blockers.append((eligible, queue.job(key).id))

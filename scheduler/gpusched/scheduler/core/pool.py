@@ -10,6 +10,9 @@ from enum import Enum
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Request
 
+#: So many answers to "which devices could serve?" are remembered; the questions are the callers' to choose.
+_MAX_REMEMBERED = 4096
+
 
 class DeviceState(Enum):
     """What a user is told about a GPU; derived, so that it cannot disagree with the facts."""
@@ -121,6 +124,8 @@ class Pool:
                 for device in node.devices
                 if device.info.memory_bytes >= request.memory_bytes and request.model in device.info.model.lower()
             )
+            if len(self._eligible) >= _MAX_REMEMBERED:
+                self._eligible.clear()
             self._eligible[constraint] = found
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
 
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Request
@@ -17,7 +18,7 @@ class Verdict(Enum):
     """What the last pass found out about a class."""
 
     UNSEEN = "unseen"
-    WAITS = "waits"  # its first job blocks those that could use its devices
+    WAITS = "waits"  # its first job has no job ahead, but too few free devices
     BEHIND = "behind"  # a job ahead blocks it
     SET_ASIDE = "set aside"  # it waits for devices that somebody must mend; it blocks nobody
 
@@ -29,10 +30,13 @@ class JobClass:
     request: Request
     keys: RankedList[Key] = field(default_factory=RankedList)
     verdict: Verdict = Verdict.UNSEEN
-    #: The job whose wait blocks this class (verdict BEHIND).
+    #: The first of the jobs whose wait blocks this class (verdict BEHIND).
     blocked_by: JobId | None = None
     #: Since when too few of its devices are in service, None if enough are.
     unavailable_since: float | None = None
+
+
+Findings: TypeAlias = tuple[Verdict, JobId | None, float | None]
 
 
 class JobQueue:
@@ -91,6 +95,19 @@ class JobQueue:
         """The next job after a key, which need not be there any more; the first job for None."""
         following = self._order.first() if key is None else self._order.after(key)
         return None if following is None else self.job(following)
+
+    def findings(self) -> dict[Request, Findings]:
+        """What the last pass found out about each class, to be put back after a pass that was only tried."""
+        return {
+            request: (found.verdict, found.blocked_by, found.unavailable_since)
+            for request, found in self.classes.items()
+        }
+
+    def put_back(self, findings: dict[Request, Findings]) -> None:
+        """Undo what a pass that was only tried found out. The classes must be those of `findings`."""
+        for request, (verdict, blocked_by, since) in findings.items():
+            found = self.classes[request]
+            found.verdict, found.blocked_by, found.unavailable_since = verdict, blocked_by, since
 
     def _class(self, request: Request) -> JobClass:
         found = self.classes.get(request)

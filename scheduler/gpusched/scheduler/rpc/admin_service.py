@@ -14,14 +14,14 @@ from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.errors import guarded
 from gpusched.scheduler.rpc.services import Services
-from gpusched.v1 import admin_pb2, resources_pb2
+from gpusched.v1 import admin_pb2, admin_pb2_grpc, resources_pb2
 
 log = logging.getLogger("gpusched.admin")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class AdminService:
+class AdminService(admin_pb2_grpc.AdminServicer):
     def __init__(self, services: Services) -> None:
         self._services = services
         self._driver = services.driver
@@ -76,7 +76,7 @@ class AdminService:
             case "node":
                 node = pool.nodes.get(target.node)
                 if node is None:
-                    known = ", ".join(pool.nodes)
+                    known = self._services.node_names()
                     raise NotFound(
                         f"target.node: there is no node {target.node[:80]!r}; there is {known}",
                         reason="NODE_NOT_FOUND",

@@ -41,6 +41,12 @@ def seconds(message: Any, field: str) -> float | None:
     if not message.HasField(field):
         return None
     duration = getattr(message, field)
+    if abs(duration.nanos) >= 10**9 or duration.seconds * duration.nanos < 0:
+        raise Invalid(
+            f"{field}: {duration.seconds} s and {duration.nanos} ns is no duration; nanos are from 0 to 999999999 and "
+            "have the sign of seconds",
+            field=field,
+        )
     return float(duration.seconds) + float(duration.nanos) / 1e9
 
 
@@ -60,7 +66,9 @@ def outcome_of(message: job_pb2.Outcome) -> Outcome:
 
 
 def process_of(message: resources_pb2.GpuProcess) -> ProcessReading:
-    """A process that a simulated GPU is to pretend."""
+    """A process that a simulated GPU is to pretend. Raises Invalid."""
+    if not (message.user + message.command).isprintable() or len(message.user) + len(message.command) > 128:
+        raise Invalid("processes: user and command have at most 128 printable characters", field="processes")
     return ProcessReading(
         pid=message.pid,
         user=message.user or "?",

@@ -13,10 +13,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from gpusched.scheduler.core import errors
+from gpusched.scheduler.rpc.decoding import Malformed
 
 log = logging.getLogger("gpusched.rpc")
 
 DOMAIN = "gpusched"
+
+#: Longest error text in bytes. It travels in headers, up to three times and encoded; clients drop calls whose headers
+#: are above 8 KiB, and then the user would see nothing of it.
+MAX_TEXT = 1000
 
 CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
     errors.Invalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,10 +53,11 @@ Servicer = TypeVar("Servicer", bound=Callable[..., Awaitable[Any]])
 def to_status(error: errors.DomainError) -> status_pb2.Status:
     """The rich status of an error: its text, ErrorInfo, and BadRequest or RetryInfo where they help."""
     code = CODES[type(error)]
-    status = status_pb2.Status(code=code.value[0], message=error.message)
+    text = _short(error.message)
+    status = status_pb2.Status(code=code.value[0], message=text)
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         delay = duration_pb2.Duration(nanos=int(error.retry_after * 1e9) % 10**9, seconds=int(error.retry_after))
@@ -61,6 +67,11 @@ def to_status(error: errors.DomainError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _short(text: str) -> str:
+    data = text.encode()
+    return text if len(data) <= MAX_TEXT else data[: MAX_TEXT - 3].decode(errors="ignore") + "…"
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.DomainError) -> NoReturn:
@@ -76,6 +87,8 @@ def guarded(method: Servicer) -> Servicer:
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            if isinstance(request, Malformed):
+                raise errors.Invalid(f"the request cannot be read: {request.why}")
             return await method(self, request, context)
         except errors.DomainError as error:
             await abort(context, error)

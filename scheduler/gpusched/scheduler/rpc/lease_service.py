@@ -50,6 +50,9 @@ class LeaseService:
             return
         job, token, resumed = self._enter(request, caller)
         ticket = self._services.desk.open(job, job.attachment)
+        if isinstance(job.status, Running):
+            # A re-attached holder is told again what it has; a new job's grant comes from the pass.
+            ticket.put(do.Granted(job.id, job.status.lease))
         try:
             await context.write(
                 scheduler_pb2.AcquireResponse(
@@ -88,15 +91,14 @@ class LeaseService:
     async def _serve(self, ticket: Ticket, context: Context) -> None:
         job = ticket.job
         told: tuple[int, int, str] | None = None
-        if isinstance(job.status, Running):
-            lease, confirmed = job.status.lease, job.status.confirmed
-            await context.write(convert.granted(self._engine, job, lease, confirmed=confirmed))
         while True:
             await ticket.wait()
             while (message := ticket.take()) is not None:
                 match message:
                     case do.Granted():
-                        confirmed = message.lease.confirm_by is None
+                        # One that was withdrawn meanwhile is told all the same: the answer to it is a sign of life.
+                        status = job.status
+                        confirmed = isinstance(status, Running) and status.lease is message.lease and status.confirmed
                         await context.write(convert.granted(self._engine, job, message.lease, confirmed=confirmed))
                         told = None
                     case do.Withdrawn():
@@ -187,6 +189,8 @@ class LeaseService:
     def _dry_run(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> scheduler_pb2.AcquireResponse:
         spec = self._spec(request, caller, b"")
         job, devices = self._engine.dry_run(spec, self._driver.now())
+        # The rehearsal leaves its verdicts in the queue: others would be told that they wait behind a job that is none.
+        self._driver.pass_now()
         if devices is not None:
             return scheduler_pb2.AcquireResponse(
                 dry_run=scheduler_pb2.DryRun(starts_now=True, gpus=convert.allocated(self._engine, devices))

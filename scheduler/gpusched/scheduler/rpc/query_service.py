@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 
+from gpusched.scheduler.core import admission
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.errors import Invalid, NotSatisfiable
-from gpusched.scheduler.core.jobs import Job
+from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.states import Finished
 from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.callers import Caller
@@ -26,11 +28,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 #: Jobs on a page when the caller does not say, and at most.
 PAGE, MAX_PAGE = 100, 1000
+#: Most bytes of jobs in one answer, well below the 4 MiB that clients take by default.
+MAX_ANSWER = 2 << 20
+#: Jobs in one answer of a watch: few, as the others wait while they are put into words.
+PART = 250
 #: Seconds over which changes are gathered into one answer of a watch, and between two looks at the queue's places.
 GATHER, PLACES_EVERY = 0.02, 0.5
 #: At most so many places of waiting jobs are told anew in one answer.
 MAX_PLACES = 200
 UPDATABLE = ("priority", "name")
+#: Longest page token, in characters.
+MAX_TOKEN = 200
 
 
 class QueryService:
@@ -101,11 +109,10 @@ class QueryService:
             total += 1
             if (after is None or place > after) and len(found) <= size:
                 found.append(job)
-        more = len(found) > size
-        found = found[:size]
+        page = self._part(found[:size], caller)
         return scheduler_pb2.ListJobsResponse(
-            jobs=[self._show(job, caller) for job in found],
-            next_page_token=_encode_page(_place(found[-1])) if more else "",
+            jobs=page,
+            next_page_token=_encode_page(_place(found[len(page) - 1])) if len(page) < len(found) else "",
             total_size=total,
         )
 
@@ -114,29 +121,30 @@ class QueryService:
         caller = self._services.callers.identify(context)
         wanted = Filter.of(request.filter)
         only = self._engine.job(convert.job_id(request.job_id)) if request.job_id else None
-        watch = self._services.watchers.watch_jobs()
+        watch = self._services.watchers.watch_jobs(only.id if only else None)
         try:
             jobs = [only] if only else [job for _, job in self._in_order(wanted)]
             shown = {job.id for job in jobs}
             places = {job.id: self._place_text(job) for job in jobs[:MAX_PLACES]}
-            for start in range(0, max(1, len(jobs)), MAX_PAGE):
-                part = [self._show(job, caller) for job in jobs[start : start + MAX_PAGE]]
-                await context.write(scheduler_pb2.WatchJobsResponse(jobs=part, snapshot=True))
+            await self._write_jobs(context, jobs, caller, snapshot=True)
             looked = 0.0
             while only is None or not isinstance(only.status, Finished) or watch.jobs:
                 await watch.wait()
                 await asyncio.sleep(GATHER)
-                changed = {}
-                for job_id in watch.take_jobs():
+                changed: dict[JobId, Job] = {}
+                ids = watch.take_jobs()
+                if ids is None:
+                    ids = set(self._engine.jobs)
+                    shown &= ids
+                    places = {job_id: place for job_id, place in places.items() if job_id in ids}
+                for job_id in ids:
                     job = self._engine.jobs.get(job_id)
-                    if job is None or (only is not None and job is not only):
-                        continue
-                    if only is not None or wanted.matches(job) or job_id in shown:
+                    if job is not None and (only is not None or wanted.matches(job) or job_id in shown):
                         changed[job_id] = job
                         shown.add(job_id)
-                        if isinstance(job.status, Finished):
-                            shown.discard(job_id)
-                            places.pop(job_id, None)
+                    if job is None or isinstance(job.status, Finished):
+                        shown.discard(job_id)
+                        places.pop(job_id, None)
                 if watch.queue:
                     if self._driver.now() - looked >= PLACES_EVERY:
                         looked, watch.queue = self._driver.now(), False
@@ -145,9 +153,7 @@ class QueryService:
                     else:
                         asyncio.get_running_loop().call_later(PLACES_EVERY, watch.wake)
                 if changed:
-                    await context.write(
-                        scheduler_pb2.WatchJobsResponse(jobs=[self._show(job, caller) for job in changed.values()])
-                    )
+                    await self._write_jobs(context, list(changed.values()), caller)
         finally:
             self._services.watchers.forget(watch)
 
@@ -174,12 +180,17 @@ class QueryService:
         paths = list(request.update_mask.paths)
         unknown = [path for path in paths if path not in UPDATABLE]
         if unknown or not paths:
-            what = f"{unknown[0]!r} cannot be changed" if unknown else "is empty"
+            what = f"{unknown[0][:80]!r} cannot be changed" if unknown else "is empty"
             raise Invalid(f"update_mask: {what}; allowed are {', '.join(UPDATABLE)}", field="update_mask")
         priority = request.job.priority if "priority" in paths else None
         if priority is not None and priority > job.priority:
             self._services.callers.require_priority(caller, priority)
         name = request.job.name if "name" in paths else None
+        # All of it before any of it: a change that is refused changes nothing.
+        if priority is not None:
+            admission.check_priority(priority)
+        if name is not None:
+            admission.check_name(name)
         self._driver.handle(ev.Update(job.id, priority, name, caller.owner.name))
         return scheduler_pb2.UpdateJobResponse(job=self._show(job, caller))
 
@@ -237,10 +248,34 @@ class QueryService:
         arguments = self._services.callers.sees_arguments(caller, job)
         return convert.job(self._engine, job, arguments=arguments, history=history)
 
+    def _part(self, jobs: list[Job], caller: Caller) -> list[job_pb2.Job]:
+        """The first of some jobs, as many as go into one answer: at least one, if there is one."""
+        part: list[job_pb2.Job] = []
+        size = 0
+        for job in jobs:
+            message = self._show(job, caller)
+            size += message.ByteSize()
+            if part and size > MAX_ANSWER:
+                break
+            part.append(message)
+        return part
+
+    async def _write_jobs(self, context: Context, jobs: list[Job], caller: Caller, *, snapshot: bool = False) -> None:
+        """Write jobs in as many answers as they need; a snapshot has one even if there are none."""
+        start = 0
+        while start < len(jobs) or (snapshot and start == 0):
+            part = self._part(jobs[start : start + PART], caller)
+            await context.write(scheduler_pb2.WatchJobsResponse(jobs=part, snapshot=snapshot))
+            start += max(1, len(part))
+
     def _gpus(self, node: str) -> list[resources_pb2.Gpu]:
         pool = self._engine.pool
         if node and node not in pool.nodes:
-            raise NotSatisfiable(f"node: there is no node {node[:80]!r}", reason="UNKNOWN_NODE", field="node")
+            raise NotSatisfiable(
+                f"node: there is no node {node[:80]!r}; there is {self._services.node_names()}",
+                reason="UNKNOWN_NODE",
+                field="node",
+            )
         readings = self._services.observer.readings
         return [
             convert.gpu(self._engine, device, *readings.get(device.uuid, (None, None)))
@@ -254,7 +289,8 @@ class QueryService:
         engine = self._engine
         sources: list[Any] = [sorted(engine.running.values(), key=lambda job: job.id), engine.queue]
         if wanted.wants_ended:
-            sources.append(engine.ended_jobs())
+            # Nearly sorted already; but several that ended in one moment are not in the order of the page tokens.
+            sources.append(sorted(engine.ended_jobs(), key=_place))
         for source in sources:
             for job in source:
                 if wanted.matches(job):
@@ -301,9 +337,17 @@ def _decode_page(token: str) -> tuple[float, ...] | None:
     if not token:
         return None
     try:
-        return tuple(float(number) for number in json.loads(base64.urlsafe_b64decode(token.encode())))
-    except (ValueError, TypeError):
-        raise Invalid("page_token: is not one that ListJobs gave", field="page_token") from None
+        # The length first: a long token could nest deeper or count higher than Python likes.
+        place = json.loads(base64.urlsafe_b64decode(token.encode())) if len(token) <= MAX_TOKEN else None
+    except ValueError:
+        place = None
+    if not (
+        isinstance(place, list)
+        and len(place) in (2, 3)
+        and all(isinstance(number, float) and math.isfinite(number) for number in place)
+    ):
+        raise Invalid("page_token: is not one that ListJobs gave", field="page_token")
+    return tuple(place)
 
 
 def _text(text: str, field: str) -> str:

@@ -10,6 +10,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gpusched.scheduler.rpc.admin_service import AdminService
+from gpusched.scheduler.rpc.decoding import Registrar
 from gpusched.scheduler.rpc.lease_service import LeaseService
 from gpusched.scheduler.rpc.query_service import QueryService
 from gpusched.scheduler.rpc.services import Services
@@ -36,7 +37,7 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-class SchedulerServicer(LeaseService, QueryService):
+class SchedulerServicer(LeaseService, QueryService, scheduler_pb2_grpc.SchedulerServicer):
     """The Scheduler service."""
 
     def __init__(self, services: Services) -> None:
@@ -77,14 +78,15 @@ class RpcServer:
     async def start(self, services: Services, simulation: Settable | None) -> None:
         """Serve from now on, and say so in the health service."""
         server = self._server
-        scheduler_pb2_grpc.add_SchedulerServicer_to_server(SchedulerServicer(services), server)
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(services), server)
+        ours: Any = Registrar(server)
+        scheduler_pb2_grpc.add_SchedulerServicer_to_server(SchedulerServicer(services), ours)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(services), ours)
         self._names = [
             scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name,
             admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
         ]
         if simulation is not None:
-            simulation_pb2_grpc.add_SimulationServicer_to_server(SimulationService(services, simulation), server)
+            simulation_pb2_grpc.add_SimulationServicer_to_server(SimulationService(services, simulation), ours)
             self._names.append(simulation_pb2.DESCRIPTOR.services_by_name["Simulation"].full_name)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(

@@ -51,7 +51,7 @@ class Services:
         if text in pool.devices:
             return pool.devices[text]
         name, _, index = text.rpartition(":")
-        if not (index.isascii() and index.isdigit()):
+        if not (index.isascii() and index.isdigit() and len(index) <= 9):
             raise Invalid(
                 f"{field}: {text[:80]!r} names no GPU; give an index such as 3, node:index, or a uuid", field=field
             )
@@ -59,5 +59,13 @@ class Services:
         for device in node.devices if node else []:
             if device.info.index == int(index):
                 return device
-        where = f"{len(node.devices)} GPUs on node {node.info.name}" if node else f"no node {name!r}"
-        raise NotFound(f"{field}: there is no GPU {text!r}; there are {where}", reason="GPU_NOT_FOUND", field=field)
+        if node is not None:
+            there = f"node {node.info.name} has {len(node.devices)}, from 0 up"
+        else:
+            there = f"there is no node {name[:80]!r}; there is {self.node_names()}"
+        raise NotFound(f"{field}: there is no GPU {text[:80]!r}; {there}", reason="GPU_NOT_FOUND", field=field)
+
+    def node_names(self) -> str:
+        """The nodes there are, for error texts."""
+        names = list(self.driver.engine.pool.nodes)
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

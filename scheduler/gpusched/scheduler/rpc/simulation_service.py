@@ -17,6 +17,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 #: The most a simulated GPU lets a process linger, in seconds.
 MAX_LINGER = 3600.0
+#: Longest fault, in characters.
+MAX_FAULT = 200
 
 
 class Settable(Protocol):
@@ -51,6 +53,8 @@ class SimulationService:
         linger = convert.seconds(request, "linger")
         if linger is not None and not 0 <= linger <= MAX_LINGER:
             raise Invalid(f"linger: {linger:g} s is out of range; 0 s to {MAX_LINGER:g} s", field="linger")
+        if not request.fault.isprintable() or len(request.fault) > MAX_FAULT:
+            raise Invalid(f"fault: at most {MAX_FAULT} printable characters are allowed", field="fault")
         try:
             self._inventory.set_gpu(
                 device.uuid,

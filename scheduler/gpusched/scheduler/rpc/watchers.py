@@ -7,17 +7,45 @@ import asyncio
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.jobs import JobId
 
+#: So many changed jobs are remembered for a watcher that does not read; beyond, all count as changed.
+MAX_CHANGED = 5000
+
 
 class Watch:
-    """One watching stream's view of what changed since it last looked."""
+    """One watching stream's view of what changed since it last looked.
 
-    __slots__ = ("_event", "gpus", "jobs", "queue")
+    Attributes:
+        only: the one job that is watched, None for all.
+        jobs: those that changed.
+        many: more changed than are remembered in `jobs`.
+        queue: places in the queue may be others.
+        gpus: GPUs were read anew, or changed.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_event", "gpus", "jobs", "many", "only", "queue")
+
+    def __init__(self, only: JobId | None = None) -> None:
+        self.only = only
         self.jobs: set[JobId] = set()
+        self.many = False
         self.queue = False
         self.gpus = False
         self._event = asyncio.Event()
+
+    def job_changed(self, job: JobId) -> None:
+        if self.only not in (None, job):
+            return
+        if len(self.jobs) < MAX_CHANGED:
+            self.jobs.add(job)
+        else:
+            self.many = True
+        self.wake()
+
+    def queue_changed(self) -> None:
+        # Once is enough: whoever looks at places only now and then sets a timer and leaves this set.
+        if not self.queue:
+            self.queue = True
+            self.wake()
 
     async def wait(self) -> None:
         await self._event.wait()
@@ -26,9 +54,11 @@ class Watch:
     def wake(self) -> None:
         self._event.set()
 
-    def take_jobs(self) -> set[JobId]:
+    def take_jobs(self) -> set[JobId] | None:
+        """What changed since the last time; None for too much to remember."""
         jobs, self.jobs = self.jobs, set()
-        return jobs
+        many, self.many = self.many, False
+        return None if many else jobs
 
 
 class Watchers:
@@ -38,8 +68,9 @@ class Watchers:
         self._of_jobs: set[Watch] = set()
         self._of_gpus: set[Watch] = set()
 
-    def watch_jobs(self) -> Watch:
-        watch = Watch()
+    def watch_jobs(self, only: JobId | None = None) -> Watch:
+        """Watch all jobs, or one."""
+        watch = Watch(only)
         self._of_jobs.add(watch)
         return watch
 
@@ -56,12 +87,10 @@ class Watchers:
         match effect:
             case do.JobChanged():
                 for watch in self._of_jobs:
-                    watch.jobs.add(effect.job)
-                    watch.wake()
+                    watch.job_changed(effect.job)
             case do.QueueChanged():
                 for watch in self._of_jobs:
-                    watch.queue = True
-                    watch.wake()
+                    watch.queue_changed()
             case do.DevicesChanged():
                 self.on_reading()
 

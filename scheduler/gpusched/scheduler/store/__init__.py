@@ -1,0 +1,1 @@
+"""Durable state: `database.DatabaseStore` (SQLite, PostgreSQL) and `memory.MemoryStore`. See docs/state.md."""
