@@ -88,11 +88,6 @@ class Driver:
         self._waiters.append(waiter)
         await waiter
 
-    def pass_now(self) -> None:
-        """Let a pass happen at once, rather than behind whatever else the event loop has at hand."""
-        if not self._stopped:
-            self.handle(ev.Pass())
-
     def start(self) -> None:
         """Act on what the engine had to do before the first event (after a restart)."""
         self._take(self.engine.handle(ev.Tick(), self.now()))

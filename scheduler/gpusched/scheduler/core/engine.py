@@ -117,7 +117,15 @@ class Engine(Moves):
         if limit is None:
             limit = self.settings.max_limit
         return Job(
-            JobId(self._next_job), spec, now, spec.priority, spec.name, Queued(now), spec.token_hash, time_limit=limit
+            JobId(self._next_job),
+            spec,
+            now,
+            spec.priority,
+            spec.name,
+            Queued(now),
+            spec.token_hash,
+            spec.holder,
+            time_limit=limit,
         )
 
     def _on_submit(self, event: ev.Submit, now: float) -> None:
@@ -157,6 +165,8 @@ class Engine(Moves):
         if isinstance(job.status, Finished):
             raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
         job.attachment += 1
+        if event.holder is not None:
+            job.holder = event.holder
         if event.token_hash:
             self._tokens.pop(job.token_hash, None)
             job.token_hash = event.token_hash

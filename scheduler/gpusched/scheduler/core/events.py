@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from gpusched.scheduler.core.batch import Usage
 from gpusched.scheduler.core.jobs import JobId, JobSpec
-from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.model import Condition, Holder
 from gpusched.scheduler.core.states import Outcome, State
 
 
@@ -26,11 +26,12 @@ class Submit:
 class Attach:
     """Another stream takes over a job's ticket; the end of the old one will mean nothing.
 
-    A new secret replaces the old one where `token_hash` is given. Raises NotFound, Aborted.
+    A new secret replaces the old one where `token_hash` is given, and a new holder process the old. Raises NotFound, Aborted.
     """
 
     job: JobId
     token_hash: bytes = b""
+    holder: Holder | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class Ground:
         return None if job_id is None else self.jobs[job_id]
 
     def job_by_request(self, uid: int, request_id: str) -> Job | None:
-        """The job that a user's call with this id made, None if there is none that has not ended."""
+        """The job that a user's call with this id made, None if there is none (interactive ones are forgotten)."""
         job_id = self._requests.get((uid, request_id))
         return None if job_id is None else self.jobs[job_id]
 

@@ -70,6 +70,8 @@ class Job:
     name: str
     status: Status
     token_hash: bytes = field(default=b"", repr=False)
+    #: The process at the other end of its stream, where known.
+    holder: Holder | None = None
     #: Counts the streams that held this ticket; the end of an older one means nothing.
     attachment: int = 1
     #: Set while somebody asked a running job to end: what to say, and when it will be made to.

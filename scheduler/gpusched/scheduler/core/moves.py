@@ -63,6 +63,8 @@ class Moves(Ground):
         self.running[job.id] = job
         if batch:
             job.attempt += 1
+            # The end of an earlier run's stream means nothing to this one.
+            job.attachment += 1
             job.requeue_asked = False
         count = len(start.devices)
         self._move(
@@ -178,18 +180,23 @@ class Moves(Ground):
         lease = self._let_go(job, now)
         self._move(job, Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)
-        request_id = (job.spec.owner.uid, job.spec.request_id)
-        if self._requests.get(request_id) == job.id:
-            del self._requests[request_id]
+        if job.spec.batch is None:
+            self._forget_request(job)
         self.absent.discard(job.id)
         self._check_all_back()
         self._ended.append(job.id)
         while len(self._ended) > self.settings.keep_ended:
-            del self.jobs[self._ended.popleft()]
+            self._forget_request(self.jobs.pop(self._ended.popleft()))
         self._out += [do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id)]
         self.pass_wanted = True
         for follower in self._followers.pop(job.id, ()):
             self._predecessor_ended(self.jobs[follower], job, state, now)
+
+    def _forget_request(self, job: Job) -> None:
+        """A batch job's id is kept beyond its end, as a retried submit must not run it twice."""
+        request_id = (job.spec.owner.uid, job.spec.request_id)
+        if self._requests.get(request_id) == job.id:
+            del self._requests[request_id]
 
     def _predecessor_ended(self, job: Job, ended: Job, state: State, now: float) -> None:
         if not isinstance(job.status, Queued) or job.spec.batch is None:

@@ -80,13 +80,5 @@ class Statements:
 
 def prunable(before: float, limit: int) -> Any:
     """Ids of the jobs to be forgotten first. One whose lease is still active stays: its devices are not free."""
-    active = (
-        exists()
-        .where(leases.c.job == jobs.c.id, leases.c.ended_at.is_(None))
-    )
-    return (
-        select(jobs.c.id)
-        .where(jobs.c.ended_at < before, ~active)
-        .order_by(jobs.c.ended_at, jobs.c.id)
-        .limit(limit)
-    )
+    active = exists().where(leases.c.job == jobs.c.id, leases.c.ended_at.is_(None))
+    return select(jobs.c.id).where(jobs.c.ended_at < before, ~active).order_by(jobs.c.ended_at, jobs.c.id).limit(limit)
