@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import grpc.aio
+
 from benchmarks.streams import Bare, Scheduler, read_messages, read_until
 
 
@@ -17,7 +19,8 @@ async def hold(what: str, address: str) -> None:
         stream = Bare(address).hold(b"")
         await read_messages(stream, 1)
     print("held", flush=True)
-    await stream.read()
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 if __name__ == "__main__":

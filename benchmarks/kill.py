@@ -15,6 +15,8 @@ from benchmarks.streams import Bare, Scheduler, cancelled, read_messages, read_u
 
 #: Seconds between the last word of a waiter and the kill, so that nothing else is going on.
 PAUSE = 0.02
+#: Seconds after which something is wrong.
+PATIENCE = 20.0
 
 FLOOR = "bare server: one stream killed, a message to another"
 
@@ -46,23 +48,25 @@ async def _measure(effort: Effort, ours: Server, floor: Server) -> list[Row]:
 
 
 async def _to_grant(service: Scheduler, kill: Callable[[], None]) -> float:
-    with cancelled(service.acquire()) as stream:
-        await read_until(stream, "queued")
-        await asyncio.sleep(PAUSE)
-        began = time.perf_counter()
-        kill()
-        await read_until(stream, "granted")
-        return (time.perf_counter() - began) * 1e3
+    async with asyncio.timeout(PATIENCE):
+        with cancelled(service.acquire()) as stream:
+            await read_until(stream, "queued")
+            await asyncio.sleep(PAUSE)
+            began = time.perf_counter()
+            kill()
+            await read_until(stream, "granted")
+            return (time.perf_counter() - began) * 1e3
 
 
 async def _to_message(nothing: Bare, kill: Callable[[], None]) -> float:
-    with cancelled(nothing.wait(b"")) as stream:
-        await read_messages(stream, 1)
-        await asyncio.sleep(PAUSE)
-        began = time.perf_counter()
-        kill()
-        await read_messages(stream, 1)
-        return (time.perf_counter() - began) * 1e3
+    async with asyncio.timeout(PATIENCE):
+        with cancelled(nothing.wait(b"")) as stream:
+            await read_messages(stream, 1)
+            await asyncio.sleep(PAUSE)
+            began = time.perf_counter()
+            kill()
+            await read_messages(stream, 1)
+            return (time.perf_counter() - began) * 1e3
 
 
 @contextmanager

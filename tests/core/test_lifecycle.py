@@ -493,6 +493,14 @@ def test_nothing_remembered_at_all_works_too(box: NewBox) -> None:
     assert len(b.engine.jobs) == 1 and b.engine.ended_jobs() == []
 
 
+def test_a_deadline_of_a_job_that_is_forgotten_means_nothing(box: NewBox) -> None:
+    b = box("1", keep_ended=0)
+    b.release(b.submit(1, time_limit=10))
+    running = b.submit(1)
+    b.wait(100)
+    assert b.running == [running] and sum(pending(b.engine).values()) == 0
+
+
 def test_limits_of_ended_jobs_do_not_pile_up(box: NewBox) -> None:
     """A day-long limit of a job that ran for a second must not be kept for a day."""
     b = box("1", keep_ended=10)

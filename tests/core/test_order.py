@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from core.support import Box
+from core.support import Box, make_nodes
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
 from gpusched.scheduler.core.errors import NotSatisfiable
+from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.states import State
 
 NewBox = Callable[..., Box]
@@ -195,9 +196,6 @@ def test_devices_are_never_taken_twice(box: NewBox) -> None:
 
 
 def test_two_devices_of_one_uuid_are_refused(box: NewBox) -> None:
-    from core.support import make_nodes
-    from gpusched.scheduler.core.pool import Pool
-
     with pytest.raises(ValueError, match="a0"):
         Pool(make_nodes("1") * 2)
 

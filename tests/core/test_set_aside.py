@@ -83,22 +83,25 @@ def test_mended_in_time_and_broken_again_counts_from_the_start(box: NewBox) -> N
     assert b.running == [small]
 
 
-def test_a_head_that_waits_behind_another_has_no_old_minute_counted(box: NewBox) -> None:
-    """Its devices were mended while another job blocked it, and break anew: a new minute begins."""
-    b = box("3")
-    b.submit(1)
-    b.drain("a2")
-    head = b.submit(3)
+def test_a_minute_that_began_before_the_mending_is_not_counted_on(box: NewBox) -> None:
+    """The devices of a job are mended and break anew while another job blocks it: a new minute begins."""
+    b = box("4")
+    b.submit(2)
+    b.drain("a3")
+    head = b.submit(4)
     b.wait(30)
-    first = b.submit(2, priority=5)
-    b.drain("a2", reason=None)
-    assert b.running and b.state(first).name == "RUNNING"
-    blocker = b.submit(3, priority=4)
-    assert b.why(head).ahead == blocker
-    b.drain("a2")
-    b.claim(do.Notify)
-    b.wait(40)
-    assert b.engine.queue.classes[b.job(head).request].verdict is not Verdict.SET_ASIDE
+    blocker = b.submit(3, priority=5)
+    assert b.waiting == [blocker, head] and b.why(head).ahead == blocker
+    b.drain("a3", reason=None)
+    b.wait(10)
+    b.drain("a3")
+    b.wait(10)
+    b.cancel(blocker)
+    small = b.submit(1)
+    b.wait(49.9)
+    assert b.waiting == [head, small]
+    b.wait(0.1)
+    assert b.waiting == [head] and b.gpus(small) == ("a2",)
 
 
 def test_one_broken_device_stops_nobody_through_a_job_behind_the_head(box: NewBox) -> None:
@@ -121,6 +124,23 @@ def test_a_new_job_like_one_set_aside_is_set_aside_too_and_others_pass(box: NewB
     again, small = b.submit(2), b.submit(1)
     assert b.running == [small]
     assert b.why(again).code is Code.UNAVAILABLE
+
+
+def test_a_change_of_priority_begins_no_new_minute(box: NewBox) -> None:
+    b = box("2")
+    b.drain("a1")
+    head = b.submit(2)
+    b.wait(40)
+    b.happen(ev.Update(head, priority=1))
+    small = b.submit(1)
+    b.wait(19)
+    assert b.waiting == [head, small]
+    b.wait(1)
+    assert b.running == [small]
+    b.happen(ev.Update(head, priority=2))
+    another = b.submit(1, node="a")
+    b.release(small)
+    assert b.running == [another], "and one set aside stays so"
 
 
 def test_passes_do_not_pile_up_moments_to_look_again(box: NewBox) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+
 from gpusched.client.transport import open_channel
 from gpusched.v1 import scheduler_pb2, scheduler_pb2_grpc
 from gsrun.running import QUICK, Gsrun, Terminal

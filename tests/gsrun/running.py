@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+
 from support.server import Server
 from support.waiting import wait_until
 

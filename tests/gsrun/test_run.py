@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gpusched.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 from gsrun.conftest import GPUS
 from gsrun.running import GSRUN, Gsrun, state_of
@@ -204,7 +205,9 @@ def test_script_with_missing_interpreter(gsrun: Start, tmp_path: Path) -> None:
 
 
 def test_time_limit(gsrun: Start, stub: Stub) -> None:
-    run = gsrun("--time", "0.5s", "--name", "limited", "sh", "-c", "trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait")
+    run = gsrun(
+        "--time", "0.5s", "--name", "limited", "sh", "-c", "trap 'echo told; exit 0' TERM; echo up; sleep 60 & wait"
+    )
     assert run.wait() == 124
     assert "told" in run.out
     assert "the time limit of 1s is reached" in run.err or "the time limit of 0s is reached" in run.err
@@ -212,7 +215,9 @@ def test_time_limit(gsrun: Start, stub: Stub) -> None:
 
 
 def test_time_limit_of_a_stubborn_command(gsrun: Start) -> None:
-    run = gsrun("--time", "0.3s", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", env={"GPUSCHED_GRACE": "0.3"})
+    run = gsrun(
+        "--time", "0.3s", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", env={"GPUSCHED_GRACE": "0.3"}
+    )
     assert run.wait() == 124
     assert run.survivors() == []
 
@@ -229,7 +234,7 @@ def test_cancel_ends_the_command(gsrun: Start, stub: Stub) -> None:
 
 def test_proxy_variables_do_not_matter(gsrun: Start) -> None:
     proxy = "http://127.0.0.1:1"
-    run = gsrun("true", env={name: proxy for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY")})
+    run = gsrun("true", env=dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"), proxy))
     assert run.wait() == 0
 
 

@@ -78,6 +78,13 @@ class Script:
         except ProcessLookupError:
             pass
         self.process.wait(10)
+        for reader in self._readers:
+            reader.join(5)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            try:
+                stream.close()  # type: ignore[union-attr]
+            except OSError:
+                pass  # what is left for its input has no reader
         if error is not None and self._errors:
             print(f"--- stderr of the script ---\n{self.errors}", file=sys.stderr)
 

@@ -136,6 +136,8 @@ def _library_status(name: str, kind: type[GpuschedError], message: str) -> tuple
         return ServerUnavailable, f"the connection to the scheduler was lost ({message or 'cancelled'})"
     if "http1" in message.lower() or "http/1" in message.lower() or "http status" in message.lower():
         return ServerMismatch, f"what answers there is a web server, not gpusched ({message})"
+    if name == "UNAVAILABLE" and "SETTINGS" in message:
+        return ServerUnavailable, "something listens there but does not answer: it hangs, or it is not gpusched"
     if name == "UNAVAILABLE":
         return ServerUnavailable, f"the scheduler cannot be reached ({message or 'no answer'})"
     if name == "DEADLINE_EXCEEDED":

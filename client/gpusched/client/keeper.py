@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gpusched.client import convert, environment, procs, wire
+from gpusched.client import calls, convert, environment, procs, wire
 from gpusched.client.address import is_loopback
 from gpusched.client.autostart import ensure_server
 from gpusched.client.errors import GpuschedError, JobEnded, LeaseLost, ServerMismatch, ServerUnavailable, from_rpc_error
@@ -122,11 +122,11 @@ class Keeper:
 
     def _own_node(self) -> str:
         """The node whose GPUs this process can use: the scheduler's own, as both are on this machine."""
+        address = self._request["address"]
         try:
             status = self._stub.GetStatus(scheduler_pb2.GetStatusRequest(), timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        address = self._request["address"]
+            raise calls.failure(error, address) from None
         if status.service != "gpusched":
             raise ServerMismatch(f"what answers at {address} says that it is {status.service[:40]!r}, not gpusched")
         return status.node if is_loopback(address) else ""
@@ -148,7 +148,7 @@ class Keeper:
         if self._finishing:
             return
         if not self._confirmed:
-            self._link.fail(error)
+            self._link.fail(calls.addressed(error, self._request["address"]))
         if isinstance(error, ServerUnavailable):
             # Not a verdict on the lease: nobody else is given the GPUs while this process sits on them.
             self._link.send(wire.NOTICE, notice=Notice(NoticeKind.AWAY, f"{_AWAY} ({error})", None, self._job_id))

@@ -68,7 +68,8 @@ def start(
     try:
         return _spawn(command, None, environment, group, inherited_fds)
     except OSError as error:
-        if error.errno == errno.ENOEXEC:  # a script without `#!`: shells and execvp give it to sh
+        if error.errno == errno.ENOEXEC and _is_text(_located(command[0], environment)):
+            # A script without `#!`: shells and execvp give it to sh.
             return _spawn(
                 [_SHELL, _located(command[0], environment), *command[1:]], _SHELL, environment, group, inherited_fds
             )
@@ -84,7 +85,7 @@ def become(command: Sequence[str]) -> NoReturn:
     try:
         os.execvp(command[0], list(command))
     except OSError as error:
-        if error.errno == errno.ENOEXEC:
+        if error.errno == errno.ENOEXEC and _is_text(_located(command[0], os.environ)):
             os.execv(_SHELL, [_SHELL, _located(command[0], os.environ), *command[1:]])
         raise CannotRun(f"{command[0]}: cannot be executed: {error.strerror}", exits.CANNOT_EXECUTE) from None
 
@@ -135,6 +136,15 @@ def _is_file(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
+        return False
+
+
+def _is_text(path: str) -> bool:
+    """Whether a file could be a script; a program for another machine is not to be fed to a shell."""
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(256)
+    except OSError:
         return False
 
 

@@ -110,7 +110,10 @@ class Front:
             case wire.WAIT:
                 self._waiting, self._waited = fields[0], True
             case wire.ASK:
-                # From now on the command may run. Not before: a scheduler that we start must not become our child.
+                # From now on the command may run, and write where the live line is. Not before: a scheduler that we
+                # start must not become our child.
+                self._waiting = ""
+                self._output.clear()
                 linux.become_subreaper()
                 self._answered = True
                 self._peer.send(wire.READY, fields[0])
@@ -127,8 +130,6 @@ class Front:
 
     def _on_started(self, pid: int, job_id: str, gpus: str) -> None:
         self._command_pid = pid
-        self._waiting = ""
-        self._output.clear()
         text = f"gsrun: got {gpus} (job {job_id}) after {elapsed(time.monotonic() - self._began)}"
         self._say(wire.SAY if self._waited and not self._output.live else wire.DETAIL, text)
 

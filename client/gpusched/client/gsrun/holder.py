@@ -33,8 +33,10 @@ LOST_GRACE_SECONDS = 2.0
 """The same when the lease is lost: somebody else may be about to get the GPUs."""
 QUIET_SECONDS = 0.25
 """A wait shorter than this is not worth a line."""
+SILENCE_SECONDS = 3.0
+"""After which a scheduler that has not answered at all is worth a line."""
 LIMIT_NOTICE_SECONDS = 300.0
-_MAX_WAIT_SLACK = 2.0
+_MAX_WAIT_SLACK = 1.0
 
 
 class Holder:
@@ -88,7 +90,7 @@ class Holder:
         # gRPC's own words on stderr would be drawn over the live line.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         self._link.start()
-        self._loop.set_timer("silence", 1.0, self._say_silence)
+        self._loop.set_timer("silence", SILENCE_SECONDS, self._say_silence)
         if self._options.max_wait:
             # The scheduler keeps this; we do when it is away.
             self._loop.set_timer("max wait", self._options.max_wait + _MAX_WAIT_SLACK, self._waited_enough)

@@ -154,7 +154,7 @@ class Link:
         began = time.monotonic()
         first = True
         while True:
-            if first and not self._listens():
+            if first and self._silence():
                 from gpusched.client.autostart import ensure_server
 
                 ensure_server(self._address, self._say)
@@ -163,15 +163,23 @@ class Link:
             error = self._attempt()
             if error is None:
                 return
-            if not self._job_id and (not self._listens() or time.monotonic() - began > FIRST_ANSWER_SECONDS):
-                hint = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
-                self._refuse(f"no scheduler answers at {self._address}; {hint} ({error})", exits.NO_SERVER)
+            if not self._job_id and (words := self._hopeless(error, time.monotonic() - began)):
+                self._refuse(words, exits.NO_SERVER)
                 return
             if self._job_id:
                 self._post(self._listener.on_away)
             if self._confirmed:
                 return
             self._wait_for_server()
+
+    def _hopeless(self, error: GpuschedError, seconds: float) -> str:
+        """Why there is no use in another first call; empty if it is too early to say."""
+        hint = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
+        if why := self._silence():
+            return f"no scheduler answers at {self._address} ({why}); {hint}"
+        if "HTTP/2" in str(error) or seconds > FIRST_ANSWER_SECONDS:
+            return f"what listens at {self._address} does not answer as a scheduler does; {hint} ({error})"
+        return ""
 
     def _attempt(self) -> GpuschedError | None:
         """Queue once and listen until the stream ends. Gives the error if it is worth trying again."""
@@ -271,7 +279,7 @@ class Link:
 
         gone_at, backoff = time.monotonic(), _FIRST_BACKOFF
         time.sleep(backoff * random.random())
-        while not self._listens():
+        while self._silence():
             if self._may_restart and not self._stopping and time.monotonic() - gone_at > RESTART_AFTER_SECONDS:
                 self._may_restart = False
                 try:
@@ -281,13 +289,14 @@ class Link:
             time.sleep(backoff * (0.5 + random.random() / 2))
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
-    def _listens(self) -> bool:
+    def _silence(self) -> str:
+        """Why nobody can be reached at the address; empty if somebody listens there."""
         host, _, port = self._address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return str(error.strerror or error).lower()
+        return ""
 
     def _confirm_done(self, done: Any, epoch: int) -> None:
         from gpusched.client.errors import ServerUnavailable, from_rpc_error

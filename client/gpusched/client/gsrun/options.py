@@ -189,9 +189,10 @@ def _set_max_wait(options: Options, text: str) -> None:
 def _set_url(options: Options, text: str) -> None:
     from gpusched.client.address import server_address
 
-    if not text:
-        raise UsageError("--url", text, "give host:port, such as 127.0.0.1:9123")
-    options.url = server_address(text)
+    try:
+        options.url = server_address(text or " ")  # empty would mean the default
+    except UsageError as error:
+        raise UsageError("--url", text, error.allowed) from None
 
 
 _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {

@@ -69,10 +69,15 @@ def children_of(pid: int) -> list[int]:
                 found.extend(map(int, file.read().split()))
         except FileNotFoundError:
             if look_up(pid) is not None and not _kernel_lists_children():
-                return [process.pid for process in _all_processes() if process.parent == pid]
+                return children_by_scan(pid)
         except OSError:
             continue
     return found
+
+
+def children_by_scan(pid: int) -> list[int]:
+    """The same on a kernel that keeps no such list, from all processes."""
+    return [process.pid for process in _all_processes() if process.parent == pid]
 
 
 def descendants(root: int, excluded: Iterable[tuple[int, int]] = ()) -> list[Process]:

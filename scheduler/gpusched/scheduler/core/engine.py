@@ -301,12 +301,11 @@ class Engine(Moves):
         admission.check_update(event, job, self.settings)
         by = f" by {event.by}" if event.by else ""
         if event.priority is not None and event.priority != job.priority:
-            waits = job in self.queue
-            if waits:
-                self.queue.remove(job)
-            old, job.priority = job.priority, event.priority
-            if waits:
-                self.queue.add(job)
+            old = job.priority
+            if job not in self.queue:
+                job.priority = event.priority
+            else:
+                self.queue.change_priority(job, event.priority)
                 self._out.append(do.QueueChanged())
                 self.pass_wanted = True
             self._note(job, now, f"priority {old} -> {job.priority}{by}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.states import Finished, Queued, Running
 
@@ -41,6 +43,8 @@ def _check_jobs(engine: Engine) -> None:
                 assert job not in engine.queue and job.id in engine.running, f"job {job.id} runs, but is not listed"
             case Finished():
                 assert job not in engine.queue and job.id not in engine.running, f"job {job.id} ended, but is listed"
+            case _:
+                assert_never(job.status)
 
 
 def _check_queue(engine: Engine) -> None:

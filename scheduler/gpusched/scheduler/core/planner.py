@@ -35,11 +35,11 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots:
         set_aside_after: seconds that a job may block others while its devices are out of service.
         slots: at most so many starts, None for any number.
     """
-    heads: list[tuple[Key, int, JobClass]] = []
-    for number, found in enumerate(queue.classes.values()):
-        first = found.keys.first()
-        if first is not None:
-            heads.append((first, number, found))
+    heads: list[tuple[Key, int, JobClass]] = [
+        (first, number, found)
+        for number, found in enumerate(queue.classes.values())
+        if (first := found.keys.first()) is not None
+    ]
     heapify(heads)
     blocked: set[str] = set()
     blockers: list[tuple[frozenset[str], JobId]] = []

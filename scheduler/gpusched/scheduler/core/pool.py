@@ -6,6 +6,7 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Request
@@ -103,6 +104,8 @@ class Pool:
                 return DeviceState.DIRTY
             case Condition.FOREIGN:
                 return DeviceState.FOREIGN
+            case _:
+                assert_never(device.condition)
 
     def drain_reason(self, device: Device) -> str | None:
         """Why it is out of service, by itself or with its node; None if it is in service."""

@@ -80,6 +80,17 @@ class JobQueue:
             if not found.keys:
                 del self.classes[job.request]
 
+    def change_priority(self, job: Job, priority: int) -> None:
+        """Give a waiting job its place in another tier. What is known of its class stays known."""
+        lists = [self._order]
+        if job.awake:
+            lists.append(self.classes[job.request].keys)
+        for keys in lists:
+            keys.remove(job.key)
+        job.priority = priority
+        for keys in lists:
+            keys.add(job.key)
+
     def position(self, job: Job) -> int:
         """Rank in the queue; 1 is next."""
         return self._order.rank(job.key) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 
 class State(Enum):
@@ -131,6 +131,8 @@ def state_of(status: Status) -> State:
             return State.RUNNING
         case Finished():
             return status.state
+        case _:
+            assert_never(status)
 
 
 def moves_table() -> str:

@@ -57,8 +57,8 @@ class Backend(Protocol):
     def contains(self, column: Column[str], text: str) -> ColumnElement[bool]:
         """A column's text has another in it, exactly as written."""
 
-    def explain(self, error: Exception) -> Verdict:
-        """What an error of the driver means."""
+    def explain(self, error: Exception) -> Verdict | None:
+        """What an error of the driver or of the system means; None for a fault of our own program."""
 
     def damage(self, connection: Connection) -> list[str]:
         """Look for damage in the database itself: a sentence for each, none if all is well."""

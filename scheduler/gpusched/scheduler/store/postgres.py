@@ -67,10 +67,14 @@ class PostgresBackend:
     def contains(self, column: Column[str], text: str) -> ColumnElement[bool]:
         return func.strpos(column, text) > 0
 
-    def explain(self, error: Exception) -> Verdict:
+    def explain(self, error: Exception) -> Verdict | None:
         state = getattr(error, "sqlstate", None) or ""
         text = str(error).strip()
-        if isinstance(error, OSError) or state[:2] in _PASSING or (not state and _is_operational(error)):
+        kinds = {base.__name__ for base in type(error).__mro__}  # the DB-API gives these to every driver
+        if not isinstance(error, OSError | ValueError | OverflowError) and "Error" not in kinds:
+            return None
+        # A lost or refused connection has no SQLSTATE.
+        if isinstance(error, OSError) or state[:2] in _PASSING or (not state and "OperationalError" in kinds):
             return Verdict(f"{self.place} cannot be used now: {text}", True, True)
         if state[:2] == _CONTRADICTION:
             return Verdict(f"{self.place} refuses a contradiction: {text}", False, False)
@@ -78,8 +82,3 @@ class PostgresBackend:
 
     def damage(self, connection: Connection) -> list[str]:
         return []
-
-
-def _is_operational(error: Exception) -> bool:
-    """A lost or refused connection has no SQLSTATE; the DB-API has a name for such errors in every driver."""
-    return any(base.__name__ == "OperationalError" for base in type(error).__mro__)

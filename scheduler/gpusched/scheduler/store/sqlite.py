@@ -153,12 +153,20 @@ class SqliteBackend:
                 passing=True,
             )
         if _identity(self._log) != self._log_identity:
-            raise _LogGone
+            self._save_log(cursor)
         if sync is not self._synchronous:
             self._synchronous = None
             cursor.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
             self._synchronous = sync
         cursor.execute("BEGIN IMMEDIATE")
+
+    def _save_log(self, cursor: DBAPICursor) -> None:
+        """The log was deleted or replaced, but is still open: copy into the file what only it has."""
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        busy, *_ = cursor.fetchone() or (1,)
+        if busy:
+            raise StoreError(self._locked(), passing=True)
+        raise _LogGone
 
     def rebuilding(self, connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA foreign_keys=OFF")  # `settle` turns it on
@@ -171,48 +179,47 @@ class SqliteBackend:
         # Not LIKE: it has a limit on the length, and ideas of its own about case.
         return func.instr(column, text) > 0
 
-    def explain(self, error: Exception) -> Verdict:
+    def explain(self, error: Exception) -> Verdict | None:
         if isinstance(error, _LogGone):
-            # Closing copies what the lost log had, which is still open, into the file.
             return Verdict(f"{self.place}: its log {self._log.name} was removed while in use", True, True)
         if isinstance(error, OSError):
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return Verdict(self._full(), True, True)
-            return Verdict(f"{self.place} cannot be used: {os.strerror(error.errno or 0)}", True, True)
-        if not isinstance(error, sqlite3.Error):
+                return Verdict(self._full(), True, False)
+            return Verdict(f"{self.place} cannot be used: {os.strerror(error.errno or 0)}", True, False)
+        if isinstance(error, ValueError | OverflowError):  # numbers beyond 64 bits, text that is not Unicode
             return Verdict(f"{self.place} cannot take this: {error}", False, False)
+        if not isinstance(error, sqlite3.Error):
+            return None
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:  # the driver's own, about our use of it
             return Verdict(f"{self.place} cannot take this: {error}", False, True)
         return self._explain_code(code, code & 0xFF, error)
 
     def _explain_code(self, code: int, kind: int, error: sqlite3.Error) -> Verdict:
+        # The connection is kept wherever it can be. A commit that failed while it was synced may be in the log all the
+        # same: this connection knows that it is not to count, and will overwrite it; a new one would believe it.
         if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self._is_full():
             kind = sqlite3.SQLITE_FULL
         match kind:
             case sqlite3.SQLITE_FULL:
                 return Verdict(self._full(), True, False)
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
-                return Verdict(
-                    f"{self.place} is locked by another process; end that one (`fuser -v '{self._path}'` shows it)",
-                    True,
-                    False,
-                )
+                return Verdict(self._locked(), True, False)
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
                 return Verdict(
                     f"{self.place} cannot be written: it, its directory or the disk is read-only for this user",
                     True,
-                    True,
+                    False,
                 )
             case sqlite3.SQLITE_CANTOPEN:
                 return Verdict(
-                    f"{self.place} cannot be opened: it or its directory is missing, or this user may not", True, True
+                    f"{self.place} cannot be opened: it or its directory is missing, or this user may not", True, False
                 )
             case sqlite3.SQLITE_IOERR:
                 name = getattr(error, "sqlite_errorname", code)
-                return Verdict(f"{self.place}: the disk reports an error ({name}); see the kernel's log", True, True)
+                return Verdict(f"{self.place}: the disk reports an error ({name}); see the kernel's log", True, False)
             case sqlite3.SQLITE_NOMEM | sqlite3.SQLITE_INTERRUPT:
-                return Verdict(f"{self.place} cannot be used now: {error}", True, True)
+                return Verdict(f"{self.place} cannot be used now: {error}", True, False)
             case sqlite3.SQLITE_NOTADB:
                 return Verdict(
                     f"{self.place} is not a database, or its beginning is damaged; stop the server and put the file "
@@ -231,6 +238,9 @@ class SqliteBackend:
                 return Verdict(f"{self.place} refuses a contradiction: {error}", False, False)
             case _:
                 return Verdict(f"{self.place} cannot take this: {error}", False, True)
+
+    def _locked(self) -> str:
+        return f"{self.place} is locked by another process; end that one (`fuser -v '{self._path}'` shows it)"
 
     def _full(self) -> str:
         return f"{self.place} cannot be written: no space left on its disk; make room, and it goes on by itself"
@@ -253,7 +263,7 @@ class _LogGone(Exception):
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        found = os.stat(path)  # noqa: PTH116 - before each transaction, and half the time of Path.stat
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

@@ -1,0 +1,162 @@
+"""A dry run tells what a real submit would do, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from core.support import Box, make_spec, snapshot
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core import invariants
+from gpusched.scheduler.core.errors import DomainError
+from gpusched.scheduler.core.explain import Code, explain, foresee
+from gpusched.scheduler.core.jobs import JobSpec
+from gpusched.scheduler.core.model import Condition
+
+NewBox = Callable[..., Box]
+
+
+def dry(b: Box, spec: JobSpec) -> tuple[int, tuple[str, ...] | None]:
+    """Position and devices, having checked that nothing has changed."""
+    before = snapshot(b.engine)
+    job, devices = b.engine.dry_run(spec, b.now)
+    position = b.engine.queue.rank(job.key) + 1
+    assert snapshot(b.engine) == before
+    invariants.check(b.engine)
+    return position, devices
+
+
+def full(b: Box) -> None:
+    """A machine on which everything is going on."""
+    b.submit(2)
+    b.drain("a3")
+    b.submit(3)
+    b.submit(1, model="a100", auto_confirm=False)
+    b.submit(1, priority=-1)
+    b.wait(5)
+    b.submit(2, model="a100")
+    b.wait(20)
+
+
+def test_what_would_start(box: NewBox) -> None:
+    b = box("4")
+    b.submit(1)
+    assert dry(b, make_spec(2)) == (1, ("a1", "a2"))
+    assert b.gpus(b.submit(2)) == ("a1", "a2")
+
+
+def test_what_would_wait(box: NewBox) -> None:
+    b = box("2")
+    b.submit(2)
+    first, low = b.submit(1), b.submit(1, priority=-1)
+    assert dry(b, make_spec(1)) == (2, None)
+    assert dry(b, make_spec(1, priority=9)) == (1, None)
+    assert b.waiting == [first, low]
+
+
+def test_it_changes_nothing_however_much_would_start(box: NewBox) -> None:
+    b = box("4", "4")
+    for size in (3, 2, 1, 1, 4):
+        b.ask(size)
+    assert dry(b, make_spec(1)) == (6, None)
+    b.settle()
+    assert len(b.running) == 4
+
+
+def test_a_machine_full_of_life_is_left_as_it_was(box: NewBox) -> None:
+    b = box("4", "2xA100")
+    full(b)
+    b.claim(do.Withdrawn)
+    for spec in (
+        make_spec(1),
+        make_spec(5, priority=7),
+        make_spec(1, model="a100", priority=3, immediate=True),
+        make_spec(6, max_wait=0),
+        make_spec(3, node="a"),
+    ):
+        dry(b, spec)
+
+
+def test_a_waiting_job_is_not_told_that_it_waits_behind_a_dry_run(box: NewBox) -> None:
+    """The verdicts of a tried pass name a job that never was."""
+    b = box("2")
+    b.submit(1)
+    waiting = b.submit(2)
+    before = b.why(waiting)
+    assert dry(b, make_spec(2, priority=5)) == (1, None)
+    assert b.why(waiting) == before
+    invariants.check(b.engine)
+
+
+def test_a_dry_run_starts_no_minute(box: NewBox) -> None:
+    b = box("2")
+    b.drain("a1")
+    head, small = b.ask(2), b.ask(1)
+    b.engine.dry_run(make_spec(1), b.now)
+    b.now += 60
+    b.do(ev.Pass())
+    assert b.waiting == [head, small]
+
+
+def test_paused_or_refused(box: NewBox) -> None:
+    b = box("2")
+    b.happen(ev.Pause("upgrade"))
+    assert dry(b, make_spec(1)) == (1, None)
+    before = snapshot(b.engine)
+    with pytest.raises(DomainError, match="only 2"):
+        b.engine.dry_run(make_spec(3), b.now)
+    assert snapshot(b.engine) == before
+
+
+def test_the_reason_foreseen_is_the_reason_given(box: NewBox) -> None:
+    b = box("2xH100", "2xA100")
+    b.submit(1, model="h100", name="train", user="bob")
+    b.submit(2, model="a100")
+    cases = [
+        make_spec(2, model="h100"),
+        make_spec(1, model="a100"),
+        make_spec(1, model="h100", priority=-5),
+    ]
+    for spec in cases[:2]:
+        job, devices = b.engine.dry_run(spec, b.now)
+        assert devices is None
+        foreseen = foresee(b.engine, job)
+        b.do(ev.Submit(spec))
+        b.settle()
+        assert explain(b.engine, b.job(job.id)) == foreseen
+        assert foreseen.code is Code.RESOURCES
+    job, devices = b.engine.dry_run(cases[2], b.now)
+    assert devices is None
+    foreseen = foresee(b.engine, job)
+    assert foreseen.code is Code.PRIORITY and foreseen.ahead == 3
+    assert foreseen.message == "waits behind job 3 (alice), which needs 2 GPUs"
+    b.do(ev.Submit(cases[2]))
+    b.settle()
+    assert explain(b.engine, b.job(job.id)) == foreseen
+
+
+def test_reasons_foreseen_on_a_broken_machine(box: NewBox) -> None:
+    b = box("2")
+    b.see(Condition.UNHEALTHY, "a1", message="GPU 1: Xid 79")
+    job, devices = b.engine.dry_run(make_spec(2), b.now)
+    foreseen = foresee(b.engine, job)
+    assert devices is None and foreseen.code is Code.UNAVAILABLE and "GPU 1: Xid 79" in foreseen.message
+    b.happen(ev.Pause(""))
+    assert foresee(b.engine, job).message == "scheduling is paused"
+    b.happen(ev.Pause("upgrade"))
+    assert foresee(b.engine, job).message == "scheduling is paused: upgrade"
+
+
+def test_nobody_waits_behind_a_job_that_was_set_aside(box: NewBox) -> None:
+    b = box("2")
+    b.drain("a1")
+    b.submit(2)
+    b.wait(60)
+    holder = b.submit(1, user="bob")
+    job, devices = b.engine.dry_run(make_spec(1), b.now)
+    foreseen = foresee(b.engine, job)
+    assert devices is None and holder in b.running
+    assert (foreseen.code, foreseen.message) == (Code.RESOURCES, "needs 1 GPU, 0 free; GPU 0 held by bob")
+    assert b.why(b.submit(1)) == foreseen

@@ -1,0 +1,142 @@
+"""What gsrun refuses, before it queues or by the scheduler's word: each a clear line and a documented code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gsrun.conftest import GPUS
+from gsrun.running import GSRUN
+from support.server import Server
+
+
+def refused(server: Server, *words: str, **env: str) -> tuple[int, str]:
+    """Exit code and stderr; nothing else may have been said, and no traceback."""
+    done = subprocess.run([*GSRUN, *words], capture_output=True, text=True, env=server.env | env, timeout=20)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("gsrun: ")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-n", "0", "true"], "-n: '0' will not do: give a whole number of GPUs, 1 or more"),
+        (["-n", "-1", "true"], "-n: '-1' will not do"),
+        (["-n", "1.5", "true"], "-n: '1.5' will not do"),
+        (["-n", "1e3", "true"], "-n: '1e3' will not do"),
+        (["-n", "9" * 30, "true"], "will not do"),
+        (["--gpus=²", "true"], "will not do"),
+        (["--time", "soon", "true"], "--time: 'soon' will not do: give a duration such as"),
+        (["--time", "0", "true"], "more than 0"),
+        (["--time", "-5m", "true"], "--time: '-5m' will not do"),
+        (["--max-wait", "nan", "true"], "--max-wait: 'nan' will not do"),
+        (["--gpu-memory", "40", "true"], "is the unit missing?"),
+        (["--gpu-memory", "-40G", "true"], "--gpu-memory: '-40G' will not do"),
+        (["--priority", "101", "true"], "--priority: '101' will not do: give a whole number from -100 to 100"),
+        (["--name", "a\nb", "true"], "--name: 'a\\nb' will not do"),
+        (["--name", "\x1b[31mred", "true"], "--name: '\\x1b[31mred' will not do"),
+        (["--name", "x" * 100_000, "true"], "--name: "),
+        (["--gpu-model", "", "true"], "--gpu-model: '' will not do"),
+        (["--url", "nonsense", "true"], "--url: 'nonsense' will not do: give host:port"),
+        (["--bogus", "true"], "there is no option --bogus"),
+        (["--immediate=yes", "true"], "--immediate takes no value"),
+        (["-n"], "--gpus needs a value"),
+        (["-v", "-q", "true"], "-v and -q together make no sense"),
+        ([], "say which command to run"),
+        (["-n", "2", "--"], "say which command to run"),
+        ([""], "the command's first word is empty"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_wrong_usage(idle: Server, words: list[str], said: str) -> None:
+    code, err = refused(idle, *words)
+    assert code == 2
+    assert said in err
+    assert len(err) < 500
+
+
+def test_command_is_looked_for_before_it_queues(idle: Server, tmp_path: Path) -> None:
+    """With no server at all: these fail first."""
+    nobody = "127.0.0.1:1"
+    assert refused(idle, "--url", nobody, "no-such-program") == (127, "gsrun: no-such-program: command not found\n")
+    assert refused(idle, "--url", nobody, "./none") == (127, "gsrun: ./none: no such file or directory\n")
+    assert refused(idle, "--url", nobody, "/") == (126, "gsrun: /: is a directory\n")
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    code, err = refused(idle, "--url", nobody, str(plain))
+    assert (code, "permission denied" in err) == (126, True)
+    code, err = refused(idle, "--url", nobody, "plain", PATH=str(tmp_path))
+    assert (code, "permission denied" in err) == (126, True)
+
+
+def test_program_for_another_machine(idle: Server, tmp_path: Path) -> None:
+    text = tmp_path / "binary"
+    text.write_bytes(b"\x7fELF\0 nothing sensible")
+    text.chmod(0o755)
+    code, err = refused(idle, str(text))
+    assert code == 126
+    assert "cannot be executed" in err
+
+
+def test_more_gpus_than_there_are(idle: Server) -> None:
+    code, err = refused(idle, "-n", str(GPUS + 1), "true")
+    assert code == 2
+    assert str(GPUS) in err
+
+
+def test_unknown_model(idle: Server) -> None:
+    code, err = refused(idle, "--gpu-model", "Z9000", "true")
+    assert code == 2
+    assert "z9000" in err.lower()
+
+
+def test_gpus_of_another_node(idle: Server) -> None:
+    code, _ = refused(idle, "true", GPUSCHED_NODE="elsewhere")
+    assert code == 2
+
+
+def test_second_node_is_never_handed_to_a_local_command() -> None:
+    with Server("2x1") as server:
+        code, err = refused(server, "-n", "2", "true")
+        assert code == 2
+        done = subprocess.run(
+            [*GSRUN, "sh", "-c", "echo $GPUSCHED_NODE"], capture_output=True, text=True, env=server.env, timeout=20
+        )
+        assert done.stdout.strip() == os.uname().nodename, done.stderr
+        assert "1" in err
+
+
+def test_wrong_environment(idle: Server) -> None:
+    code, err = refused(idle, "true", GPUSCHED_URL="gopher://x")
+    assert (code, "GPUSCHED_URL: 'gopher://x' will not do" in err) == (2, True)
+
+
+def test_server_user_that_is_not_trusted(idle: Server) -> None:
+    code, err = refused(idle, "true", GPUSCHED_SERVER_USER="nobody")
+    assert code == 77
+    assert "GPUSCHED_SERVER_USER" in err
+
+
+def test_megabyte_of_arguments(idle: Server) -> None:
+    words = ["x" * 1000] * 1000
+    done = subprocess.run([*GSRUN, "sh", "-c", "echo $#", *words], capture_output=True, text=True, env=idle.env)
+    assert (done.returncode, done.stdout) == (0, "999\n")
+
+
+def test_arguments_that_are_no_text(idle: Server) -> None:
+    done = subprocess.run([*GSRUN, "printf", "%s", b"\xff\xfe"], capture_output=True, env=idle.env)
+    assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
+
+
+def test_help_and_version(idle: Server) -> None:
+    done = subprocess.run([*GSRUN, "--help"], capture_output=True, text=True, env=idle.env)
+    assert done.returncode == 0
+    for option in ("--gpus", "--time", "--max-wait", "--immediate", "--leave-children", "--dry-run", "--url"):
+        assert option in done.stdout
+    done = subprocess.run([*GSRUN, "--version"], capture_output=True, text=True, env=idle.env)
+    assert done.stdout.startswith("gsrun ")

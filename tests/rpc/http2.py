@@ -1,0 +1,50 @@
+"""HTTP/2 by hand: just enough to send one gRPC call and then misbehave as no gRPC library would."""
+
+from __future__ import annotations
+
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+INITIAL_WINDOW_SIZE = 4
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One frame."""
+    return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
+
+
+def settings(**_: int) -> bytes:
+    """No settings of our own."""
+    return frame(SETTINGS, 0, 0, b"")
+
+
+def small_window(size: int) -> bytes:
+    """Settings that let the server send so many bytes on each stream."""
+    return frame(SETTINGS, 0, 0, struct.pack("!HI", INITIAL_WINDOW_SIZE, size))
+
+
+def call(method: str, message: bytes, stream: int = 1) -> bytes:
+    """A whole call: headers, one message, end of stream. Header fields are literals that enter no table."""
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", method.encode()),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    ]
+    block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields)
+    body = b"\x00" + struct.pack("!I", len(message)) + message
+    return frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
+
+
+def reset(stream: int) -> bytes:
+    """Cancel a call."""
+    return frame(RST_STREAM, 0, stream, struct.pack("!I", 8))
+
+
+def _text(value: bytes) -> bytes:
+    assert len(value) < 127
+    return bytes([len(value)]) + value
