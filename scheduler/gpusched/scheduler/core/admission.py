@@ -27,7 +27,11 @@ MAX_GRACE = 3600.0
 MAX_SECONDS = 10 * 365 * 86400.0
 
 
-def check(spec: JobSpec, pool: Pool, settings: Settings) -> None:
+#: What holds where nothing else was set.
+NO_LIMITS = Settings()
+
+
+def check(spec: JobSpec, pool: Pool, settings: Settings = NO_LIMITS) -> None:
     """Refuse what is malformed, and what this machine could not give even if all of it were idle.
 
     Raises:

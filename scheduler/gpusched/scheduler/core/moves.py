@@ -78,16 +78,17 @@ class Moves(Ground):
         self._out.append(do.StartRun(job.id, lease, job.attempt) if batch else do.Granted(job.id, lease))
         self._out += [do.JobChanged(job.id), do.DevicesChanged(start.devices)]
 
-    def _watch_lease(self, job: Job, lease: Lease) -> None:
-        """Put down what falls due for a lease."""
+    def _watch_lease(self, job: Job, lease: Lease, earliest: float = 0.0) -> None:
+        """Put down what falls due for a lease; nothing that takes it before `earliest`."""
         settings = self.settings
         if lease.confirm_by is not None:
-            self._deadlines.add(lease.confirm_by, Due.CONFIRM, job.id, lease.epoch)
+            self._deadlines.add(max(earliest, lease.confirm_by), Due.CONFIRM, job.id, lease.epoch)
         if lease.expires_at is not None:
             limit = lease.expires_at - lease.granted_at
             near = lease.expires_at - min(settings.limit_notice, limit / 10)
             self._deadlines.add(near, Due.LIMIT_NEAR, job.id, lease.epoch)
-            self._deadlines.add(lease.expires_at + self._grace(job), Due.LIMIT_OVER, job.id, lease.epoch)
+            over = max(earliest, lease.expires_at + self._grace(job))
+            self._deadlines.add(over, Due.LIMIT_OVER, job.id, lease.epoch)
 
     def _grace(self, job: Job) -> float:
         """Seconds from the word that a job must end until its lease is taken."""

@@ -109,7 +109,8 @@ def _restore_running(engine: Engine, job: Job, now: float, window: float) -> Non
     # A device that is gone since then is missed by its holder, not by us.
     engine.pool.claim([uuid for uuid in lease.devices if uuid in engine.pool.devices], job.id)
     engine.absent.add(job.id)
-    engine._watch_lease(job, lease)
+    # Its holder cannot have been heard while there was nobody to listen.
+    engine._watch_lease(job, lease, earliest=window)
     if job.cancelling is not None:
         engine._deadlines.add(max(window, job.cancelling[1]), Due.CANCEL_OVER, job.id, lease.epoch)
     engine._out.append(do.JobChanged(job.id))

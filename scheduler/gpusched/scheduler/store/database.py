@@ -78,7 +78,7 @@ class DatabaseStore:
                     starts=whose[1],
                     next_job=1 + _highest_job(connection),
                     jobs=tuple(JobRecord(*row) for row in connection.execute(waiting_or_running)),
-                    settings=dict(connection.execute(select(settings.c.key, settings.c.value)).tuples().all()),
+                    settings={row.key: row.value for row in connection.execute(select(settings.c.key, settings.c.value))},
                 )
         except BaseException:
             self.close()
@@ -207,7 +207,10 @@ class DatabaseStore:
                 cursor.executemany(sql.drop_setting, [(key,) for key, value in batch.settings.items() if value is None])
 
     def _clash(self, batch: Batch) -> str:
-        """What of a refused batch's leases is there already, in words; empty if that was not it."""
+        """What is wrong with a refused batch's leases, in words; empty if nothing."""
+        for lease in batch.leases:
+            if len(set(lease.devices)) < len(lease.devices):
+                return sentences.named_twice(lease.epoch)
         new = [lease.epoch for lease in batch.leases]
         devices = {device for lease in batch.leases for device in lease.devices}
         known = select(leases.c.epoch).where(leases.c.epoch.in_(new)).order_by(leases.c.epoch)

@@ -146,6 +146,8 @@ class MemoryStore:
             if lease.epoch in self._leases or lease.epoch in new:
                 yield sentences.known_lease(lease.epoch)
             new[lease.epoch] = lease
+            if len(set(lease.devices)) < len(lease.devices):
+                yield sentences.named_twice(lease.epoch)
             if lease.epoch in over:
                 continue  # it came and went within the batch
             for device in lease.devices:

@@ -9,6 +9,10 @@ def taken(device: str, epoch: int, job: int) -> str:
     return f"GPU {device} already has an active lease, L{epoch} of job {job}"
 
 
+def named_twice(epoch: int) -> str:
+    return f"lease L{epoch} names a GPU more than once"
+
+
 def unknown_job(what: str, job: int) -> str:
     return f"{what} belongs to job {job}, which is unknown"
 
