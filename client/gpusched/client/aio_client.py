@@ -16,7 +16,7 @@ from gpusched.client.admin import fetch_token
 from gpusched.client.calls import CALL_SECONDS, Call, States
 from gpusched.client.errors import PermissionDenied
 from gpusched.client.serveruser import check_server_user, listener_uid
-from gpusched.client.transport import open_aio_channel
+from gpusched.client.transport import failure, open_aio_channel
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class Client:
         try:
             return call.read(await method(call.request, timeout=self._timeout))
         except grpc.RpcError as error:
-            refusal = calls.failure(error, self.address)
+            refusal = failure(error, self.address)
         if not calls.wants_administrator(refusal):
             raise refusal
         socket = (await self.status()).admin_socket
@@ -156,7 +156,7 @@ class Client:
             metadata = (("authorization", f"Bearer {token}"),)
             return call.read(await method(call.request, timeout=self._timeout, metadata=metadata))
         except grpc.RpcError as error:
-            raise calls.failure(error, self.address) from None
+            raise failure(error, self.address) from None
 
     async def _stream(self, call: Call[T]) -> AsyncIterator[T]:
         running: Any = self._stubs.method(call)(call.request)
@@ -164,7 +164,7 @@ class Client:
             async for message in running:
                 yield call.read(message)
         except grpc.RpcError as error:
-            raise calls.failure(error, self.address) from None
+            raise failure(error, self.address) from None
         finally:
             running.cancel()
 

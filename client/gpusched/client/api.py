@@ -15,7 +15,7 @@ from gpusched.client.admin import fetch_token
 from gpusched.client.calls import CALL_SECONDS, Call, States
 from gpusched.client.errors import PermissionDenied
 from gpusched.client.serveruser import check_server_user, listener_uid
-from gpusched.client.transport import open_channel
+from gpusched.client.transport import failure, open_channel
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Client:
         try:
             return call.read(method(call.request, timeout=self._timeout))
         except grpc.RpcError as error:
-            refusal = calls.failure(error, self.address)
+            refusal = failure(error, self.address)
         if not calls.wants_administrator(refusal):
             raise refusal
         try:
@@ -152,7 +152,7 @@ class Client:
             metadata = (("authorization", f"Bearer {token}"),)
             return call.read(method(call.request, timeout=self._timeout, metadata=metadata))
         except grpc.RpcError as error:
-            raise calls.failure(error, self.address) from None
+            raise failure(error, self.address) from None
 
     def _stream(self, call: Call[T]) -> Iterator[T]:
         running: Any = self._stubs.method(call)(call.request)
@@ -160,7 +160,7 @@ class Client:
             for message in running:
                 yield call.read(message)
         except grpc.RpcError as error:
-            raise calls.failure(error, self.address) from None
+            raise failure(error, self.address) from None
         finally:
             running.cancel()
 

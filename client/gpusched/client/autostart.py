@@ -7,9 +7,7 @@ import fcntl
 import os
 import re
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,8 +100,12 @@ def _start_lock(host: str, port: int, deadline: float) -> Iterator[bool]:
 
 def _start(address: str, deadline: float) -> str:
     """Run `serve --detach`, which returns when the server serves; gives the line to say."""
+    # Costs start-up time, which those who find a running scheduler need not pay.
+    import subprocess
+    import tempfile
+
     host, port = split_address(address)
-    command = [sys.executable, "-m", "gpusched.scheduler", "serve", "--detach", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "gpusched.scheduler", "serve", "--detach", "--port", str(port)]
     # A file, not a pipe: the detached server may keep its end open for ever.
     with tempfile.TemporaryFile() as output:
         try:

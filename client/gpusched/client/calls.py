@@ -1,4 +1,4 @@
-"""What the sync and the async client both ask, and how failures are told. Imports protobuf."""
+"""What the sync and the async client both ask. Imports protobuf."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import grpc
-
 from gpusched.client import convert, views
-from gpusched.client.address import is_loopback
-from gpusched.client.errors import GpuschedError, PermissionDenied, ServerUnavailable, from_rpc_error
+from gpusched.client.errors import GpuschedError, PermissionDenied
 from gpusched.client.usage import UsageError
 from gpusched.v1 import admin_pb2, admin_pb2_grpc, job_pb2, scheduler_pb2, scheduler_pb2_grpc
 
@@ -118,23 +115,6 @@ def job_filter(states: States, user: str, name: str, include_ended: bool, node: 
             known = ", ".join(each for each in views.JobState if each is not views.JobState.UNKNOWN)
             raise UsageError("states", str(state), f"give any of {known}") from None
     return scheduler_pb2.JobFilter(states=numbers, user=user, name=name, include_ended=include_ended, node=node)
-
-
-def failure(error: grpc.RpcError, address: str) -> GpuschedError:
-    """The exception that a failed call means, with the address where that is the matter."""
-    return addressed(from_rpc_error(error), address)
-
-
-def addressed(error: GpuschedError, address: str) -> GpuschedError:
-    """The same error; one that says that nobody answers also says where, and what to do."""
-    if not isinstance(error, ServerUnavailable) or error.reason:
-        return error
-    text = f"no scheduler answers at {address}"
-    if "refused" not in str(error).lower():
-        text += f": {error}"
-    elif is_loopback(address):
-        text += "; start one with: gpusched serve --detach"
-    return ServerUnavailable(text)
 
 
 def wants_administrator(error: GpuschedError) -> bool:

@@ -14,7 +14,6 @@ import select
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -75,6 +74,8 @@ def _work(commands: queue.SimpleQueue[Message], link: Link, owner_pid: int, owne
     except UsageError as error:
         link.fail(GpuschedError(str(error), reason="USAGE"))
     except BaseException as error:
+        import traceback
+
         traceback.print_exc()  # into the file that the owner keeps for this
         sys.stderr.flush()
         link.fail(GpuschedError(f"the helper process failed: {type(error).__name__}: {error}", reason="HELPER_FAILED"))

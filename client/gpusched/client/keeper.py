@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
-import traceback
-import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gpusched.client import calls, convert, environment, procs, wire
+from gpusched.client import environment, lease_convert, procs, wire
 from gpusched.client.address import is_loopback
 from gpusched.client.autostart import ensure_server
 from gpusched.client.errors import GpuschedError, JobEnded, LeaseLost, ServerMismatch, ServerUnavailable, from_rpc_error
+from gpusched.client.lease_views import Grant, Notice, NoticeKind
 from gpusched.client.serveruser import check_server_user
-from gpusched.client.transport import open_channel
-from gpusched.client.views import Grant, Notice, NoticeKind
+from gpusched.client.transport import addressed, failure, open_channel
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 if TYPE_CHECKING:
@@ -33,8 +32,18 @@ _AWAY = "the scheduler is away; the GPUs stay yours"
 Message = dict[str, Any]
 
 
+def print_traceback() -> None:
+    """Into the file that the owner keeps for this."""
+    import traceback  # costs start-up time, and is hardly ever needed
+
+    traceback.print_exc()
+    sys.stderr.flush()
+
+
 def look_up(command: Message, link: Link) -> None:
     """Answer the owner what a job has; the address is in the command."""
+    from gpusched.client import convert  # brings all views along, which a lease does not need
+
     check_server_user(command["address"], lambda text: link.send(wire.SAY, text=text))
     with open_channel(command["address"]) as channel:
         stub = scheduler_pb2_grpc.SchedulerStub(channel)
@@ -92,7 +101,7 @@ class Keeper:
         except GpuschedError as error:
             self._link.fail(error)
         except Exception as error:
-            traceback.print_exc()
+            print_traceback()
             self._stream_ended(GpuschedError(f"the helper process failed: {error}", reason="HELPER_FAILED"))
         else:
             self._stream_ended(LeaseLost("the scheduler ended the lease", reason="LEASE_LOST"))
@@ -110,7 +119,7 @@ class Keeper:
             name=asked["name"],
             priority=asked["priority"],
             immediate=asked["immediate"],
-            request_id=uuid.uuid4().hex,
+            request_id=os.urandom(16).hex(),
             command=asked["command"],
             holder=scheduler_pb2.Holder(pid=pid, start_ticks=ticks),
         )
@@ -126,7 +135,7 @@ class Keeper:
         try:
             status = self._stub.GetStatus(scheduler_pb2.GetStatusRequest(), timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            raise calls.failure(error, address) from None
+            raise failure(error, address) from None
         if status.service != "gpusched":
             raise ServerMismatch(f"what answers at {address} says that it is {status.service[:40]!r}, not gpusched")
         return status.node if is_loopback(address) else ""
@@ -137,18 +146,18 @@ class Keeper:
             self._job_id, self._token = response.accepted.job_id, response.accepted.resume_token
             self._link.send(wire.ACCEPTED, job_id=self._job_id)
         elif kind == "queued":
-            self._link.send(wire.QUEUED, update=convert.queued(response.queued))
+            self._link.send(wire.QUEUED, update=lease_convert.queued(response.queued))
         elif kind == "granted":
-            self._grant = convert.granted(response.granted)
+            self._grant = lease_convert.granted(response.granted)
             self._link.send(wire.GRANTED, grant=self._grant)
         elif kind == "notice":
-            self._link.send(wire.NOTICE, notice=convert.notice(response.notice))
+            self._link.send(wire.NOTICE, notice=lease_convert.notice(response.notice))
 
     def _stream_ended(self, error: GpuschedError) -> None:
         if self._finishing:
             return
         if not self._confirmed:
-            self._link.fail(calls.addressed(error, self._request["address"]))
+            self._link.fail(addressed(error, self._request["address"]))
         if isinstance(error, ServerUnavailable):
             # Not a verdict on the lease: nobody else is given the GPUs while this process sits on them.
             self._link.send(wire.NOTICE, notice=Notice(NoticeKind.AWAY, f"{_AWAY} ({error})", None, self._job_id))
@@ -161,10 +170,10 @@ class Keeper:
         try:
             self._stub.Confirm(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            failure = from_rpc_error(error)
+            refusal = from_rpc_error(error)
             # Too late: the job is back at its place, and the stream goes on. Other failures end the stream as well.
-            if failure.reason != "GRANT_EXPIRED" and not isinstance(failure, ServerUnavailable):
-                self._link.fail(failure)
+            if refusal.reason != "GRANT_EXPIRED" and not isinstance(refusal, ServerUnavailable):
+                self._link.fail(refusal)
             return
         self._confirmed = True
         self._link.send(wire.CONFIRMED, epoch=epoch)
@@ -185,10 +194,10 @@ class Keeper:
             self._finishing = True
             self._release(grant, outcome)
         except grpc.RpcError as error:
-            failure = from_rpc_error(error)
-            away = isinstance(failure, ServerUnavailable)
-            if isinstance(failure, (LeaseLost, JobEnded)):
-                self._link.send(wire.LOST, error=wire.dump_error(failure))
+            refusal = from_rpc_error(error)
+            away = isinstance(refusal, ServerUnavailable)
+            if isinstance(refusal, (LeaseLost, JobEnded)):
+                self._link.send(wire.LOST, error=wire.dump_error(refusal))
                 os._exit(0)
         self._link.send(wire.RELEASED, away=away)
         os._exit(0)
@@ -219,7 +228,7 @@ class Keeper:
             for answer in self._stub.WatchGpus(scheduler_pb2.WatchGpusRequest(), timeout=FRESH_READING_SECONDS):
                 gpus = [gpu for gpu in answer.gpus if gpu.uuid in uuids]
                 if (busy := self._owners_processes(gpus)) or all(
-                    (seen := convert.when(gpu, "observed_at")) is not None and seen > now for gpu in gpus
+                    (seen := lease_convert.when(gpu, "observed_at")) is not None and seen > now for gpu in gpus
                 ):
                     break
         except grpc.RpcError:

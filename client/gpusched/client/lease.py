@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import NoReturn
 
 from gpusched.client.errors import GpuschedError, LeaseLost
+from gpusched.client.lease_views import AllocatedGpu, Notice
 from gpusched.client.session import Session
 from gpusched.client.units import format_size
-from gpusched.client.views import AllocatedGpu, Notice
 
 
 class BaseLease:
@@ -54,6 +54,7 @@ class BaseLease:
         self._session = session
         self._owner_pid = os.getpid()
         self._released = threading.Event()
+        self._inner: list[BaseLease] = []  # nested leases of this process that use our GPUs
 
     @property
     def notices(self) -> tuple[Notice, ...]:

@@ -9,8 +9,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from gpusched.client.lease_views import QueueUpdate
 from gpusched.client.units import format_duration
-from gpusched.client.views import QueueUpdate
 
 
 def describe(update: QueueUpdate, waited: float | None = None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from gpusched.client import procs
 from gpusched.client.address import server_address
 from gpusched.client.environment import JOB_ID
+from gpusched.client.lease_views import AllocatedGpu
 from gpusched.client.usage import UsageError
-from gpusched.client.views import AllocatedGpu, Job, JobState
 
 if TYPE_CHECKING:
     from gpusched.client.lease import BaseLease
     from gpusched.client.options import AcquireOptions
     from gpusched.client.session import Session
+    from gpusched.client.views import Job
 
 # A block inside a task encloses what that task and its children do; any other block what its thread does. So leases
 # side by side, in tasks or threads, are leases of their own, and only those inside one another share.
@@ -31,10 +32,11 @@ _kept_lock = threading.Lock()
 
 def enter(lease: BaseLease) -> None:
     """Note that what follows runs inside the lease's block."""
+    # Those that another thread has ended are forgotten here.
     if _task_runs():
-        _in_task.set((*_in_task.get(), lease))
+        _in_task.set((*(each for each in _in_task.get() if not each.released), lease))
     else:
-        _in_thread.leases = [*_thread_leases(), lease]
+        _in_thread.leases = [*(each for each in _thread_leases() if not each.released), lease]
 
 
 def leave(lease: BaseLease) -> None:
@@ -69,7 +71,7 @@ def inherited_job(address: str, own_jobs: Sequence[str]) -> str:
 
 def runs_under(job: Job) -> bool:
     """Whether this process works under the job's lease now: a variable may outlive its lease (tmux, nohup)."""
-    return job.state is JobState.RUNNING and (job.holder_pid == 0 or job.holder_pid in procs.ancestors(os.getpid()))
+    return job.state == "running" and (job.holder_pid == 0 or job.holder_pid in procs.ancestors(os.getpid()))
 
 
 def fitting(gpus: Sequence[AllocatedGpu], options: AcquireOptions) -> list[int] | None:
@@ -105,7 +107,8 @@ def _thread_leases() -> list[BaseLease]:
 
 
 def _task_runs() -> bool:
+    asyncio = sys.modules.get("asyncio")  # where it is not imported, no task runs
     try:
-        return asyncio.current_task() is not None
+        return asyncio is not None and asyncio.current_task() is not None
     except RuntimeError:
         return False

@@ -22,7 +22,7 @@ from typing import Any
 import gpusched
 from gpusched.client import procs, wire
 from gpusched.client.errors import GpuschedError, LeaseLost, ServerUnavailable
-from gpusched.client.views import Grant, Notice
+from gpusched.client.lease_views import Grant, Notice
 
 log = logging.getLogger("gpusched.client")
 

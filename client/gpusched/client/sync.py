@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from gpusched.client.errors import LeaseLost
 from gpusched.client.lease import BaseLease
+from gpusched.client.lease_views import Notice, QueueUpdate
 from gpusched.client.notebook import StatusLine, default_status_line
 from gpusched.client.options import checked_options
 from gpusched.client.session import FINISH_SECONDS, Message
 from gpusched.client.ticket import BaseTicket
-from gpusched.client.views import Notice, QueueUpdate
 
 R = TypeVar("R")
 

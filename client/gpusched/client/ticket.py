@@ -17,10 +17,10 @@ from gpusched.client import environment, scope, wire
 from gpusched.client.environment import process_environment
 from gpusched.client.errors import GpuschedError, GpuschedWarning, LeaseLost, NotSatisfiable
 from gpusched.client.lease import BaseLease
+from gpusched.client.lease_views import AllocatedGpu, Notice, QueueUpdate
 from gpusched.client.options import AcquireOptions
 from gpusched.client.session import Message, Session, live_sessions
 from gpusched.client.units import format_size
-from gpusched.client.views import AllocatedGpu, Job, Notice, QueueUpdate
 
 L = TypeVar("L", bound=BaseLease)
 R = TypeVar("R")
@@ -106,6 +106,7 @@ class BaseTicket(Generic[L]):
             outer = scope.enclosing()
             if outer is not None and outer.address == options.address:
                 self._borrow(outer.gpus, outer.env, outer.job_id, outer.id, outer._session)
+                outer._inner.append(self.lease)
                 return
             held = [session.grant.job_id for session in live_sessions() if session.grant]
             if job_id := scope.inherited_job(options.address, held):
@@ -133,6 +134,8 @@ class BaseTicket(Generic[L]):
             asking.abandon()
         uuids = [uuid for uuid in os.environ.get("GPUSCHED_GPUS", "").split(",") if uuid]
         if answer["kind"] == wire.JOB and answer["job"] is not None:
+            from gpusched.client.views import Job  # brings all views along, which other leases do not need
+
             job = wire.load(Job, answer["job"])
             if not scope.runs_under(job):
                 return
@@ -226,8 +229,7 @@ class BaseTicket(Generic[L]):
             if session is not None:
                 session.abandon()
             return
-        process_environment.pop(lease.env)
-        scope.leave(lease)
+        _leave(lease)
         if os.getpid() != lease._owner_pid:
             return  # a forked child leaves its parent's block: not its lease to end
         if session is not None and not session.over:
@@ -250,10 +252,19 @@ class BaseTicket(Generic[L]):
         if self._session is not None and not self._session.over:
             self._session.abandon()
         if self._lease is not None:
+            _leave(self._lease)
             self._lease._released.set()
-            process_environment.pop(self._lease.env)
-            scope.leave(self._lease)
         self._closed = True
+
+
+def _leave(lease: BaseLease) -> None:
+    """Put the variables back. Leases inside this one, whose blocks were never closed, end with it."""
+    for inner in lease._inner:
+        if not inner.released:
+            _leave(inner)
+            inner._released.set()
+    process_environment.pop(lease.env)
+    scope.leave(lease)
 
 
 def say(text: str) -> None:

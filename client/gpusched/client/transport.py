@@ -1,4 +1,4 @@
-"""How channels to the scheduler are opened. Imports grpc; everything light stays out of here."""
+"""Channels to the scheduler, and how their failures are told. Imports grpc; everything light stays out of here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import ipaddress
 import grpc
 import grpc.aio
 
-from gpusched.client.address import split_address
+from gpusched.client.address import is_loopback, split_address
+from gpusched.client.errors import GpuschedError, ServerUnavailable, from_rpc_error
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -29,14 +30,31 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to `host:port`; it connects at the first call. Close it when done."""
-    return grpc.insecure_channel(_target(address), options=CHANNEL_OPTIONS)
+def open_channel(address: str, *options: tuple[str, int]) -> grpc.Channel:
+    """A channel to `host:port`, with further options; it connects at the first call. Close it when done."""
+    return grpc.insecure_channel(_target(address), options=(*CHANNEL_OPTIONS, *options))
 
 
 def open_aio_channel(address: str) -> grpc.aio.Channel:
     """The same for asyncio; call it inside the running loop that will use it."""
     return grpc.aio.insecure_channel(_target(address), options=CHANNEL_OPTIONS)
+
+
+def failure(error: grpc.RpcError, address: str) -> GpuschedError:
+    """The exception that a failed call means, with the address where that is the matter."""
+    return addressed(from_rpc_error(error), address)
+
+
+def addressed(error: GpuschedError, address: str) -> GpuschedError:
+    """The same error; one that says that nobody answers also says where, and what to do."""
+    if not isinstance(error, ServerUnavailable) or error.reason:
+        return error
+    text = f"no scheduler answers at {address}"
+    if "refused" not in str(error).lower():
+        text += f": {error}"
+    elif is_loopback(address):
+        text += "; start one with: gpusched serve --detach"
+    return ServerUnavailable(text)
 
 
 def _target(address: str) -> str:

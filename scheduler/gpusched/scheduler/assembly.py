@@ -30,7 +30,8 @@ from gpusched.scheduler.rpc.services import About, Services
 from gpusched.scheduler.rpc.watchers import Watchers
 from gpusched.scheduler.run_tokens import RunTokens
 from gpusched.scheduler.runner.runner import ProcessRunner
-from gpusched.scheduler.store.sqlite import open_sqlite
+from gpusched.scheduler.store.database import DatabaseStore
+from gpusched.scheduler.store.sqlite import sqlite_url
 
 log = logging.getLogger("gpusched.main")
 
@@ -67,7 +68,7 @@ class Assembly:
     async def start(self) -> None:
         """Make everything, take over what an earlier run left, and read the GPUs once. Raises StoreError, OSError."""
         config, clock = self._config, self._clock
-        store = self._store = open_sqlite(config.state_dir / "state.db")
+        store = self._store = DatabaseStore(sqlite_url(config.state_dir / "state.db"))
         boot = store.open()
         run_tokens = RunTokens(_run_key(store, boot))
         engine = _restored(config, self._inventory, boot, clock)

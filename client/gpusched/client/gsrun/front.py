@@ -58,7 +58,7 @@ class Front:
         self._began = time.monotonic()
         self._waiting = ""
         self._waited = False
-        self._answered = False
+        self._answered = False  # the command may run
         self._command_pid = 0
         self._holder_status: int | None = None
         self._connection: int | None = None
@@ -109,6 +109,9 @@ class Front:
         match kind:
             case wire.WAIT:
                 self._waiting, self._waited = fields[0], True
+                if self._answered:  # the grant was taken back
+                    self._answered = False
+                    linux.become_subreaper(False)
             case wire.ASK:
                 # From now on the command may run, and write where the live line is. Not before: a scheduler that we
                 # start must not become our child.
@@ -142,18 +145,16 @@ class Front:
             return
         if number in (signal.SIGCONT, signal.SIGWINCH):
             self._output.forget()
-        if self._command_pid:
-            if not read.by_terminal and read.sender != self._holder_pid:
+        if self._answered:
+            # The command runs, or may be starting this moment: the holder knows. What the terminal sends to all, a
+            # running command has got itself.
+            if read.sender != self._holder_pid and not (self._command_pid and read.by_terminal):
                 self._tell_signal(read)
         elif number in _STOPPING:
             if number == signal.SIGTSTP or not read.by_terminal:
                 self._stop(number)
         elif number in _FATAL_WHILE_WAITING:
-            if self._answered:
-                # The command may be starting this moment: the holder knows.
-                self._tell_signal(read)
-            else:
-                self._leave_queue(number)
+            self._leave_queue(number)
 
     def _tell_signal(self, read: linux.SignalRead) -> None:
         origin = "terminal" if read.by_terminal else "kill"

@@ -21,6 +21,7 @@ from gpusched.client.gsrun.link import Link
 from gpusched.client.gsrun.loop import Loop
 from gpusched.client.gsrun.options import Options
 from gpusched.client.gsrun.work import Result, Work
+from gpusched.client.usage import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gpusched.v1 import job_pb2, scheduler_pb2
 
 GRACE_SECONDS = 15.0
-"""From SIGTERM to SIGKILL at the time limit and on a cancel; `GPUSCHED_GRACE` has another number of seconds."""
+"""From SIGTERM to SIGKILL at the time limit and on a cancel; `GPUSCHED_KILL_AFTER` has another duration."""
 LOST_GRACE_SECONDS = 2.0
 """The same when the lease is lost: somebody else may be about to get the GPUs."""
 QUIET_SECONDS = 0.25
@@ -69,10 +70,10 @@ class Holder:
         self._front_pidfd = front_pidfd
         self._fds = fds
         self._environment = dict(os.environ)
-        self._grace = _grace()
+        self._grace = GRACE_SECONDS
         me = tree.look_up(os.getpid())
         self._start_ticks = me.start_ticks if me is not None else 0
-        self._loop = Loop()
+        self._loop = Loop(self._survive)
         self._peer = wire.Peer(sock)
         self._work = Work(self._loop, self._tell, self._finished, leave_children=options.leave_children)
         self._work.on_continued = self._wake_front
@@ -87,6 +88,10 @@ class Holder:
 
     def run(self) -> NoReturn:
         """Never returns; ends the process."""
+        try:
+            self._grace = _grace()
+        except UsageError as error:
+            self._fail(str(error), exits.USAGE)
         # gRPC's own words on stderr would be drawn over the live line.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         self._link.start()
@@ -127,6 +132,9 @@ class Holder:
             text = f"the scheduler granted {what}, which is of no use to a command on {self._node}"
             self._fail(text, exits.OWN_FAILURE)
             return
+        if self._granted is not None and self._granted.epoch == granted.epoch:
+            return  # told twice
+        self._loop.cancel_timer("wait line")
         self._granted = granted
         self._granted_at = time.monotonic()
         # The front gets a share in the connection: whoever of us dies, it stays open until the other has cleaned up.
@@ -138,7 +146,6 @@ class Holder:
         granted = self._granted
         if granted is None or granted.epoch != epoch or self._work.started:
             return
-        self._loop.cancel_timer("wait line")
         self._loop.cancel_timer("max wait")
         environment = self._environment | dict(granted.environment)
         environment["GPUSCHED_HOLDER"] = f"{os.getpid()}:{self._start_ticks}"
@@ -188,8 +195,7 @@ class Holder:
             self._granted = None
             self._seen = ""
             self._loop.cancel_timer("wait line")
-            self._tell(wire.SAY, "gsrun: the scheduler is away; waiting for its return to queue again")
-            self._tell(wire.WAIT, "gsrun: the scheduler is away")
+            self._tell(wire.WAIT, "gsrun: the scheduler is away; waiting for its return to queue again")
 
     def on_refused(self, message: str, code: int) -> None:
         self._fail(message, code)
@@ -197,6 +203,10 @@ class Holder:
     def on_ended(self, message: str, code: int) -> None:
         why = "the job was cancelled" if code == exits.CANCELLED else "the scheduler took the GPUs back"
         self._end_work(f"{why}: {message}", code, min(LOST_GRACE_SECONDS, self._grace), message)
+
+    def _survive(self, error: Exception) -> None:
+        """Words of the scheduler that we cannot take (of another version?) are no reason to end anybody's work."""
+        self._tell(wire.ERROR, f"gsrun: internal error, going on: {type(error).__name__}: {error}")
 
     # -- the front -----------------------------------------------------------------------------------------
 
@@ -297,7 +307,7 @@ class Holder:
 
             self._fail(f"no GPUs within {format_duration(self._options.max_wait)}", exits.NO_GPUS_NOW)
 
-    def _fail(self, message: str, code: int) -> None:
+    def _fail(self, message: str, code: int) -> NoReturn:
         self._tell(wire.ERROR, f"gsrun: {message}")
         self._exit(code)
 
@@ -345,10 +355,12 @@ def run(
 
 
 def _grace() -> float:
-    try:
-        return max(0.0, float(os.environ["GPUSCHED_GRACE"]))
-    except (KeyError, ValueError):
+    text = os.environ.get("GPUSCHED_KILL_AFTER", "")
+    if not text:
         return GRACE_SECONDS
+    from gpusched.client.units import parse_duration
+
+    return parse_duration(text, "GPUSCHED_KILL_AFTER")
 
 
 def _waiting_text(queued: scheduler_pb2.Queued, gpus: int) -> str:

@@ -22,13 +22,23 @@ if TYPE_CHECKING:
     from gpusched.client.errors import GpuschedError
     from gpusched.v1 import scheduler_pb2
 
-FIRST_ANSWER_SECONDS = 5.0
+FIRST_ANSWER_SECONDS = 3.0
 """How long a scheduler that listens may refuse the first call as unavailable (starting, stopping, overrun)."""
 CONFIRM_SECONDS = 3.0
 RELEASE_SECONDS = 1.0
 RESTART_AFTER_SECONDS = 3.0
 """How long a scheduler of our own user may be gone before a waiting gsrun starts it again."""
 MAX_COMMAND_CHARACTERS = 4000
+_OPTIONS = {
+    "resources.gpus": "-n",
+    "resources.gpu_memory_bytes": "--gpu-memory",
+    "resources.gpu_model": "--gpu-model",
+    "resources.node": "GPUSCHED_NODE",
+    "name": "--name",
+    "priority": "--priority",
+    "time_limit": "--time",
+    "max_wait": "--max-wait",
+}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 1.0
 
 
@@ -209,7 +219,7 @@ class Link:
                 self._alive = False
         if isinstance(error, ServerUnavailable) and not self._ended:
             return error
-        message = self._ended or str(error)
+        message = self._ended or _in_our_words(error)
         if self._confirmed:
             lost = isinstance(error, (LeaseLost, JobCancelled)) or bool(self._ended)
             if not lost:
@@ -317,6 +327,13 @@ class Link:
 
     def _say(self, text: str) -> None:
         self._post(self._listener.on_say, text)
+
+
+def _in_our_words(error: GpuschedError) -> str:
+    """The scheduler's message, with the option that a field of the request came from in the field's place."""
+    option = _OPTIONS.get(error.field, error.field)
+    message = str(error).removeprefix(f"{error.field}: ")
+    return f"{option}: {message}" if option else message
 
 
 def _shortened(words: list[str]) -> list[str]:

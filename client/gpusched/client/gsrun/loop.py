@@ -12,9 +12,14 @@ from typing import Any
 
 
 class Loop:
-    """Runs everything in the thread that calls `run`, and in this process's main thread only."""
+    """Runs everything in the thread that calls `run`, which must be the process's main thread.
 
-    def __init__(self) -> None:
+    Args:
+        on_error: called with what a posted call raises; the loop goes on.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self._on_error = on_error
         self._poll = select.poll()
         self._readers: dict[int, Callable[[], None]] = {}
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
@@ -27,6 +32,11 @@ class Loop:
         """Call a function whenever a descriptor is readable or its other end is gone."""
         self._readers[fd] = on_ready
         self._poll.register(fd, select.POLLIN)
+
+    def forget(self, fd: int) -> None:
+        """Watch a descriptor no longer; to be called before it is closed."""
+        if self._readers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
 
     def want_write(self, fd: int, wanted: bool) -> None:
         """Also call the function of a watched descriptor when it is writable."""
@@ -94,7 +104,10 @@ class Loop:
                     self._on_signal(number)
         while self._posted:
             function, arguments = self._posted.popleft()
-            function(*arguments)
+            try:
+                function(*arguments)
+            except Exception as error:
+                self._on_error(error)
 
 
 def _nothing(_number: int, _frame: object) -> None:

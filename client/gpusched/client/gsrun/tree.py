@@ -142,21 +142,26 @@ def signal_all(processes: Iterable[Process], number: int) -> list[Process]:
     return [process for process in processes if not send_signal(process, number)]
 
 
-def reap() -> bool:
-    """Collect all children that have ended. False if none is left, dead or alive."""
+def reap(on_ended: Callable[[int, int], None] | None = None) -> bool:
+    """Collect all children that have ended, each told with its pid and wait status. False if none is left, dead or
+    alive.
+    """
     while True:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return False
         if pid == 0:
             return True
+        if on_ended is not None:
+            on_ended(pid, status)
 
 
 def kill_all(
     excluded: Iterable[tuple[int, int]] = (),
     on_stuck: Callable[[list[Process]], None] | None = None,
     stuck_after: float = 3.0,
+    on_ended: Callable[[int, int], None] | None = None,
 ) -> list[Process]:
     """Kill everything below this process, a child subreaper, and wait until it is dead and reaped.
 
@@ -166,6 +171,7 @@ def kill_all(
     Args:
         excluded: (pid, start ticks) of children that are none of ours, left alone with all below them.
         on_stuck: called once with what is left after `stuck_after` seconds (a driver that does not let go, say).
+        on_ended: told the pid and wait status of each child that is reaped here.
 
     Returns:
         Those that are not ours to kill.
@@ -178,7 +184,7 @@ def kill_all(
     while True:
         seen = descendants(me, spared)
         out_of_reach = signal_all(seen, signal.SIGKILL)
-        if not reap():
+        if not reap(on_ended):
             return []
         # The kernel's list of children may skip one while others end: one empty look proves nothing.
         empty_looks = empty_looks + 1 if len(seen) == len(out_of_reach) else 0

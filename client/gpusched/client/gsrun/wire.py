@@ -40,7 +40,7 @@ class Peer:
     @property
     def wants_to_write(self) -> bool:
         """Whether something waits until the other end reads."""
-        return bool(self._outbox) and not self.closed
+        return bool(self._outbox)
 
     def send(self, kind: str, *fields: object, fds: tuple[int, ...] = ()) -> None:
         """Send a message; a WAIT takes the place of one that the other end has not taken yet."""
@@ -53,7 +53,7 @@ class Peer:
 
     def flush(self) -> None:
         """Send what waits, as far as the other end takes it."""
-        while self._outbox and not self.closed:
+        while self._outbox:
             _, packet, fds = self._outbox[0]
             try:
                 if fds:
@@ -62,8 +62,9 @@ class Peer:
                     self.sock.send(packet)
             except BlockingIOError:
                 return
-            except OSError:  # the other end is gone; its death is noticed elsewhere
-                self.closed = True
+            except OSError:
+                # The other end is gone, which its death tells; what it sent before is still to be received.
+                self._outbox.clear()
                 return
             self._outbox.popleft()
 

@@ -153,7 +153,7 @@ class Engine(Moves):
         if spec.immediate or spec.max_wait == 0:
             # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
-        elif spec.max_wait is not None:
+        if spec.max_wait:
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)

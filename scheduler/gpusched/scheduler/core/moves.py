@@ -103,9 +103,12 @@ class Moves(Ground):
         lease = job.lease
         if lease is not None:
             del self.running[job.id]
-            self.pool.give_back(lease.devices, Condition.CHECKING)
+            # Of a job from before a restart, a device may be gone since.
+            devices = tuple(uuid for uuid in lease.devices if uuid in self.pool.devices)
+            self.pool.give_back(devices, Condition.CHECKING)
+            self.absent.discard(job.id)
             self._changes.ended.append((lease.epoch, now))
-            self._out += [do.DevicesChanged(lease.devices), do.CheckDevices(lease.devices, job.id)]
+            self._out += [do.DevicesChanged(devices), do.CheckDevices(devices, job.id)]
             self.pass_wanted = True
         return lease
 

@@ -1,0 +1,229 @@
+"""The supervisor of one run: it starts the command, holds the lease, and reports how it went.
+
+Runs in a child forked by the agent. The command starts at once; the scheduler is called beside it. A server that is
+away never ends a command, and the report waits for it as long as it takes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from gpusched.client.gsrun import linux, tree
+from gpusched.client.gsrun.loop import Loop
+from gpusched.client.units import format_duration
+from gpusched.scheduler.runner import spawn
+from gpusched.scheduler.runner.link import Link
+from gpusched.scheduler.runner.model import Report, Run
+from gpusched.scheduler.runner.usage import Meter
+from gpusched.scheduler.runner.work import Work
+from gpusched.v1 import scheduler_pb2
+
+COMMAND_UMASK = 0o022
+LIMIT_NOTICE_SECONDS = 300.0
+SLACK_SECONDS = 2.0
+"""So long before a notice's deadline the work is killed, for the report to get through."""
+FIRST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 2.0
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 1.0
+_LIVING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
+_SILENT = frozenset({scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING})
+
+# Exit statuses, for the agent: 0 says that nothing is left of the command.
+_CLEAN, _GAVE_UP = 0, 1
+
+
+class Supervisor:
+    """One run.
+
+    Args:
+        run: what is to run.
+        agent: this end of a socket pair whose other end the agent has.
+    """
+
+    def __init__(self, run: Run, agent: socket.socket) -> None:
+        self._run = run
+        self._agent = agent
+        self._loop = Loop()
+        self._loop.on_signals(_LIVING, self._on_signal)
+        self._work = Work(self._loop, self._say, self._finished)
+        me = tree.look_up(os.getpid())
+        self._link = Link(run, me.start_ticks if me is not None else 0, self, self._loop.post, self._share)
+        self._output: spawn.Output | None = None
+        self._meter = Meter()
+        self._began = time.monotonic()
+        self._sample_after = FIRST_SAMPLE_SECONDS
+        self._retry_after = FIRST_RETRY_SECONDS
+        #: What to exit with when nothing is left of the command; None where that is to be reported first.
+        self._exit_with: int | None = None
+
+    def run(self) -> NoReturn:
+        """Never returns; ends the process."""
+        # Blocked since before the fork.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._start()
+        self._link.start()
+        self._loop.run()
+        raise AssertionError("the loop returned")
+
+    def kill(self) -> None:
+        """Kill all that there is of the command."""
+        tree.kill_all()
+
+    # -- the command ---------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        run = self._run
+        try:
+            self._output = spawn.Output(run.output_path)
+            spawn.enter(run.working_directory)
+            os.umask(COMMAND_UMASK)
+            self._work.started(spawn.start(run.command, run.environment, self._output.fd))
+        except spawn.CannotRun as error:
+            self._say(str(error))
+            self._link.report = Report(exit_status=error.code, message=str(error))
+            return
+        finally:
+            os.umask(0o077)
+            os.chdir("/")
+        self._loop.set_timer("sample", self._sample_after, self._sample)
+        if run.time_limit is not None:
+            self._start_clock(run.time_limit)
+
+    def _start_clock(self, limit: float) -> None:
+        before = min(LIMIT_NOTICE_SECONDS, limit / 10)
+        if before >= 1.0:
+            text = f"notice: the time limit of {format_duration(limit)} ends in {format_duration(before)}"
+            self._loop.set_timer("limit notice", limit - before, lambda: self._say(text))
+        self._loop.set_timer("limit", limit, self._limit_reached)
+
+    def _limit_reached(self) -> None:
+        why = f"the time limit of {format_duration(self._run.time_limit or 0.0)} is reached"
+        self._end(why, self._run.grace, timed_out=True)
+
+    def _end(self, why: str, grace: float, *, timed_out: bool = False) -> None:
+        if self._work.running and self._work.end(grace, timed_out=timed_out):
+            self._say(f"{why}; ending the command (SIGTERM, and SIGKILL after {grace:.3g} s)")
+
+    def _sample(self) -> None:
+        self._meter.sample()
+        self._sample_after = min(2 * self._sample_after, LONGEST_SAMPLE_SECONDS)
+        self._loop.set_timer("sample", self._sample_after, self._sample)
+
+    def _finished(self) -> None:
+        """Nothing is left of the command."""
+        for timer in ("sample", "limit", "limit notice"):
+            self._loop.cancel_timer(timer)
+        if self._exit_with is not None:
+            os._exit(self._exit_with)
+        status = self._work.status
+        wall = time.monotonic() - self._began
+        self._link.report = Report(
+            exit_status=os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
+            signal=os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0,
+            timed_out=self._work.timed_out,
+            wall=wall,
+            cpu=self._meter.cpu(),
+            peak_memory_bytes=self._meter.peak_memory_bytes(),
+            gpu_seconds=wall * self._run.gpus,
+        )
+        self._deliver()
+
+    def _say(self, text: str) -> None:
+        if self._output is not None:
+            self._output.say(text)
+
+    # -- the scheduler (Listener) --------------------------------------------------------------------------
+
+    def on_attached(self) -> None:
+        self._deliver()
+
+    def on_notice(self, notice: scheduler_pb2.Notice) -> None:
+        if notice.kind == scheduler_pb2.NOTICE_KIND_CANCEL:
+            grace = self._run.grace
+            if notice.HasField("deadline"):
+                left = notice.deadline.ToNanoseconds() / 1e9 - time.time() - SLACK_SECONDS
+                grace = min(grace, max(0.0, left))
+            self._end(f"the job was cancelled: {notice.message}", grace)
+        elif notice.kind not in _SILENT:  # our own clock tells the limit, and a server that stops is nobody's concern
+            self._say(f"notice: {notice.message}")
+
+    def on_lost(self, message: str) -> None:
+        if self._work.running:
+            self._say(f"the scheduler took the GPUs back: {message}; killing the command")
+            self._exit_with = _CLEAN
+            self._work.kill()
+        os._exit(_CLEAN)
+
+    def on_reported(self) -> None:
+        os._exit(_CLEAN)
+
+    def _deliver(self) -> None:
+        """Report, where there is something to report and somebody to hear it. The link does it where there is not."""
+        if self._link.report is None or not self._link.attached:
+            return
+        if self._link.release(self._link.report):
+            os._exit(_CLEAN)
+        self._loop.set_timer("deliver", self._retry_after, self._deliver)
+        self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_SECONDS)
+
+    def _share(self, fd: int) -> None:
+        """Give the agent a share in the connection: if we die, the lease lives until the agent has cleaned up."""
+        try:
+            socket.send_fds(self._agent, [b"c"], [fd])
+        except OSError:
+            pass  # the agent is gone; nothing is left that could clean up
+
+    # -- signals -------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._work.reap()
+        elif number == signal.SIGTERM:
+            # The machine goes down, or somebody wants us gone. The lease is dropped without a word then: a run that
+            # did not end by itself counts as lost, and is queued again where the job asks for that.
+            self._exit_with = _GAVE_UP
+            if not self._work.running:
+                os._exit(_GAVE_UP)
+            self._end("the job's supervisor was told to end (SIGTERM)", self._run.grace)
+
+
+def run(job: Run, agent: socket.socket, files: tuple[int, int]) -> NoReturn:
+    """Be the supervisor of a run, in a fresh child of the agent with all signals blocked.
+
+    Args:
+        job: what is to run.
+        agent: this end of a socket pair; all other descriptors above 2 are closed.
+        files: soft and hard limit of open files that the command is to have.
+    """
+    supervisor: Supervisor | None = None
+    try:
+        agent = _alone(agent)
+        os.setsid()
+        linux.become_subreaper()
+        linux.set_process_name(f"gpusched-{job.job_id}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        supervisor = Supervisor(job, agent)
+        supervisor.run()
+    except BaseException:
+        # A bug. Stderr is the agent's log. The agent cleans up behind us, and the lease is dropped.
+        print(f"gpusched: the supervisor of job {job.job_id} failed", file=sys.stderr)
+        traceback.print_exc()
+        sys.stderr.flush()
+        if supervisor is not None:
+            supervisor.kill()
+    os._exit(_GAVE_UP)
+
+
+def _alone(agent: socket.socket) -> socket.socket:
+    """Close everything but stdin, stdout, stderr and one socket, which then has the number 3."""
+    fd = agent.detach()
+    if fd != 3:
+        os.dup2(fd, 3, inheritable=False)
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return socket.socket(fileno=3)

@@ -1,0 +1,53 @@
+"""What the processes below this one use."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from gpusched.client.gsrun import tree
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_below(root: int) -> int:
+    """Bytes of memory that all processes below one have resident.
+
+    Pages that processes may share (files, shared memory) are counted once, for the process that has most of them;
+    what forked processes share as copy-on-write cannot be told apart and is counted for each.
+    """
+    private, most_shared = 0, 0
+    for process in tree.descendants(root):
+        try:
+            with open(f"/proc/{process.pid}/statm", "rb") as file:
+                fields = file.read().split()
+        except OSError:
+            continue  # ended meanwhile
+        if len(fields) > 2:
+            resident, shared = int(fields[1]), int(fields[2])
+            private += max(0, resident - shared)
+            most_shared = max(most_shared, shared)
+    return (private + most_shared) * _PAGE
+
+
+class Meter:
+    """Watches what the children of this process use, from its making on."""
+
+    def __init__(self) -> None:
+        # The kernel counts the memory of the process that forked as that of the one that was executed.
+        self._inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._peak = 0
+
+    def sample(self) -> None:
+        """Look at the memory once."""
+        self._peak = max(self._peak, memory_below(os.getpid()))
+
+    def cpu(self) -> float:
+        """Seconds of all children that were reaped, and of all that they waited for."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    def peak_memory_bytes(self) -> int:
+        """The most that was seen, 0 for what was too short and too small to be."""
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return max(self._peak, largest * 1024 if largest > self._inherited else 0)
