@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import grpc.aio
-
-from benchmarks.streams import Bare, Scheduler, read_messages, read_until
+from benchmarks.streams import EOF, Bare, Scheduler, read_messages, read_until
 
 
 async def hold(what: str, address: str) -> None:
@@ -19,7 +17,7 @@ async def hold(what: str, address: str) -> None:
         stream = Bare(address).hold(b"")
         await read_messages(stream, 1)
     print("held", flush=True)
-    while await stream.read() is not grpc.aio.EOF:
+    while await stream.read() is not EOF:
         pass
 
 

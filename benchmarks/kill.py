@@ -33,17 +33,26 @@ async def _measure(effort: Effort, ours: Server, floor: Server) -> list[Row]:
     rounds, trees = Rounds.empty(), Rounds.empty()
     per_round = 4
     for _ in range(effort.kills // per_round):
-        for kept in (rounds,):
+        for kept in (rounds, trees):
             kept.ours.append([])
             kept.floor.append([])
         for _ in range(per_round):
             with _raw("scheduler", ours) as holder, _raw("bare", floor) as other:
                 rounds.ours[-1].append(await _to_grant(service, holder))
                 rounds.floor[-1].append(await _to_message(nothing, other))
+            with _gsrun(ours) as holder, _raw("bare", floor) as other:
+                trees.ours[-1].append(await _to_grant(service, holder))
+                trees.floor[-1].append(await _to_message(nothing, other))
     await service.channel.close()
     await nothing.channel.close()
     return [
         rounds.row("`kill -9` of a holder to `Granted` at the next waiter", "ms", FLOOR, Target(2.0)),
+        trees.row(
+            "`kill -9` of a `gsrun` to `Granted` at the next waiter",
+            "ms",
+            FLOOR,
+            note="its command is killed first, and seen to be dead",
+        ),
     ]
 
 

@@ -12,12 +12,15 @@ from benchmarks.bare import MESSAGE, SERVICE
 from gpusched.client.transport import open_aio_channel
 from gpusched.v1 import resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 
+#: What `read` of a stream gives at its end (the stubs of mypy lack it).
+EOF: Any = vars(grpc.aio)["EOF"]
+
 
 class Scheduler:
     """Calls of the scheduler over one channel; to be made inside the running loop."""
 
     def __init__(self, address: str) -> None:
-        self.channel = open_aio_channel(address)
+        self.channel: Any = open_aio_channel(address)
         self.stub: Any = scheduler_pb2_grpc.SchedulerStub(self.channel)
 
     def acquire(self, *, auto_confirm: bool = True) -> Any:
@@ -37,11 +40,12 @@ class Bare:
     """Calls of the bare server over one channel; to be made inside the running loop."""
 
     def __init__(self, address: str) -> None:
-        self.channel = open_aio_channel(address)
-        self.two: Any = self.channel.unary_stream(f"/{SERVICE}/Two")
-        self.hold: Any = self.channel.unary_stream(f"/{SERVICE}/Hold")
-        self.wait: Any = self.channel.unary_stream(f"/{SERVICE}/Wait")
-        self._ping: Any = self.channel.unary_unary(f"/{SERVICE}/Ping")
+        channel: Any = open_aio_channel(address)
+        self.channel = channel
+        self.two: Any = channel.unary_stream(f"/{SERVICE}/Two")
+        self.hold: Any = channel.unary_stream(f"/{SERVICE}/Hold")
+        self.wait: Any = channel.unary_stream(f"/{SERVICE}/Wait")
+        self._ping: Any = channel.unary_unary(f"/{SERVICE}/Ping")
 
     async def ping(self) -> None:
         """One call and its answer."""
@@ -50,7 +54,7 @@ class Bare:
 
 async def read_until(stream: Any, event: str) -> Any:
     """Read an `Acquire` stream up to an event of a kind; gives the event. Raises RuntimeError if it ends before."""
-    while (response := await stream.read()) is not grpc.aio.EOF:
+    while (response := await stream.read()) is not EOF:
         if response.WhichOneof("event") == event:
             return getattr(response, event)
     raise RuntimeError(f"the stream ended before {event!r}: {await stream.details()}")
@@ -59,7 +63,7 @@ async def read_until(stream: Any, event: str) -> Any:
 async def read_messages(stream: Any, count: int) -> None:
     """Read so many messages of a bare stream. Raises RuntimeError if it ends before."""
     for _ in range(count):
-        if await stream.read() is grpc.aio.EOF:
+        if await stream.read() is EOF:
             raise RuntimeError(f"the stream ended early: {await stream.details()}")
 
 

@@ -184,9 +184,11 @@ def test_on_update_is_called_in_this_thread(one_gpu):
 def test_the_wait_is_shown_by_default(one_gpu, capfd):
     first = acquire()
     first.start()
-    threading.Timer(0.5, first.close).start()
+    closing = threading.Thread(target=lambda: (wait_until(lambda: one_gpu.status().jobs_queued), first.close()))
+    closing.start()
     with another() as lease:
         pass
+    closing.join()
     shown = capfd.readouterr().err
     assert f"gpusched: job {lease.job_id} is number 1 of 1 in the queue: " in shown
 
@@ -467,3 +469,14 @@ def test_children_that_are_not_waited_for(here):
             pass
     finally:
         signal.signal(signal.SIGCHLD, old)
+
+
+def test_a_server_that_stops_in_good_order_ends_nothing(server_factory, use_server):
+    server = server_factory("1")
+    use_server(server)
+    with pytest.warns(GpuschedWarning, match="away"), acquire(on_notice=lambda notice: None) as lease:
+        server.process.terminate()
+        wait_until(lambda: any(notice.kind is NoticeKind.AWAY for notice in lease.notices), 40)
+        assert lease.notices[0].kind is NoticeKind.SERVER_STOPPING
+        assert not lease.lost
+        lease.check()

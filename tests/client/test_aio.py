@@ -41,7 +41,9 @@ async def aclient(here):
 
 async def until(condition, timeout=10.0):
     async with asyncio.timeout(timeout):
-        while not await condition():
+        while True:
+            if await condition():
+                return
             await asyncio.sleep(0.01)
 
 
@@ -170,6 +172,24 @@ async def test_a_block_in_a_block_shares(aclient):
         assert child.result().nested
         with sync.acquire(1) as within:
             assert within.job_id == outer.job_id
+
+
+async def test_a_lease_that_its_task_left_open_encloses_what_follows(aclient):
+    # As `lease = await acquire(2)` in a cell of a notebook, and another cell after it.
+    outer = await asyncio.create_task(acquire(2).start())
+    inner = await asyncio.create_task(acquire(1).start())
+    assert inner.job_id == outer.job_id
+    await outer.release()
+    assert inner.released
+    assert "GPUSCHED_JOB_ID" not in os.environ
+
+
+async def test_leases_without_variables_are_side_by_side(aclient):
+    one = await acquire(environ=False)
+    two = await acquire(environ=False)
+    assert one.gpus != two.gpus
+    await one.release()
+    await two.release()
 
 
 async def test_errors_are_the_same(one_gpu):

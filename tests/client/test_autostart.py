@@ -18,7 +18,7 @@ PYTHON = sys.executable
 STAND_IN = """#!{python}
 import os, socket, sys, time
 port = int(sys.argv[sys.argv.index("--port") + 1])
-assert sys.argv[1:5] == ["-m", "gpusched.scheduler", "serve", "--detach"], sys.argv
+assert sys.argv[1:6] == ["-P", "-m", "gpusched.scheduler", "serve", "--detach"], sys.argv
 with open({log!r}, "a") as log:
     log.write("started\\n")
 {body}

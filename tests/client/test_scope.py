@@ -42,6 +42,19 @@ def test_a_block_in_a_block_shares(client, capfd):
     assert client.job(outer.job_id).state is JobState.COMPLETED
 
 
+def test_a_lease_inside_that_was_never_closed_ends_with_the_outer_one(client):
+    before = dict(os.environ)
+    with acquire(2):
+        forgotten = acquire(1).start()
+        further = acquire(1).start()
+    assert dict(os.environ) == before
+    assert forgotten.released
+    assert further.released
+    forgotten.release()
+    with acquire(2) as lease:
+        assert not lease.nested
+
+
 def test_more_than_the_outer_one_has_never_waits_for_itself(client):
     with acquire(1) as outer:
         with pytest.raises(NotSatisfiable, match=rf"inside job {outer.job_id}, which holds GPU 0, and asks for 2 GPUs"):

@@ -45,7 +45,7 @@ def make_spec(gpus: int = 1, *, user: str = "alice", **more: Any) -> JobSpec:
     owner = Owner(1000 + sum(map(ord, user)), user)
     memory, model, node = more.pop("memory", 0), more.pop("model", ""), more.pop("node", "")
     more.setdefault("auto_confirm", True)
-    return JobSpec(owner, Request(gpus, memory * GIB, model, node), **more)
+    return JobSpec(owner, Request(gpus, int(memory * GIB), model, node), **more)
 
 
 def snapshot(engine: Engine) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def test_a_sick_gpu_is_told_to_its_holder_once_and_not_handed_on(box: NewBox) ->
     [notice] = b.claim(do.Notify)
     assert (notice.job, notice.kind, notice.message) == (job, NoticeKind.GPU_UNHEALTHY, "GPU 0: Xid 79")
     assert b.gpus(job) == ("a0",) and state(b, "a0") is DeviceState.ALLOCATED
-    b.release(job)
+    b.do(ev.Leave(job, 1))
+    assert state(b, "a0") is DeviceState.UNHEALTHY, "sick until a look says otherwise, not only being checked"
+    b.settle()
     assert state(b, "a0") is DeviceState.UNHEALTHY and b.waiting == [following]
     b.see(Condition.CLEAN, "a0")
     assert b.running == [following]

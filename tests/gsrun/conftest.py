@@ -20,6 +20,9 @@ GPUS = 4
 def shared_server() -> Iterator[Server]:
     """Four simulated GPUs, for the whole run."""
     with Server(str(GPUS)) as server:
+        # Hundreds of gsruns start here: not each has to compile itself.
+        server.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        server.env["PYTHONPYCACHEPREFIX"] = str(server.state_dir / "bytecode")
         yield server
 
 

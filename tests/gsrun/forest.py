@@ -1,6 +1,7 @@
 """A command that starts many processes in every way that hides them, for tests of what gsrun leaves behind.
 
-usage: forest.py COUNT [stubborn] [end]. Prints `ready` when all are up, then waits for ever (or, with `end`, ends on a line of stdin).
+usage: forest.py COUNT [stubborn] [end]. Prints `ready` when all are up, then waits for ever; with
+`end`, until a line comes on stdin.
 `stubborn` ones ignore every signal that can be ignored.
 """
 

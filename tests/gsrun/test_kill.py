@@ -141,7 +141,9 @@ def test_front_killed_while_the_holder_is_stopped(gsrun: Start) -> None:
     """The kernel wakes the holder then, with a SIGHUP that must not kill it."""
     run, _ = start_forest(gsrun)
     waiter = queue_behind(gsrun, run)
-    os.kill(run.holder, signal.SIGSTOP)
+    holder = run.holder
+    os.kill(holder, signal.SIGSTOP)
+    wait_until(lambda: state_of(holder) == "T")
     os.kill(run.front, signal.SIGKILL)
     assert_all_dead_then_released(run, waiter)
 

@@ -39,10 +39,9 @@ def test_double_dash() -> None:
 
 
 def test_all_values() -> None:
-    options = parse(
-        ["--time=1h30m", "--max-wait", "90", "--gpu-memory", "40G", "--gpu-model", "H100", "--priority=-5", "--name=n"]
-        + ["--immediate", "--dry-run", "--leave-children", "--url", "localhost:99", "-v", "c"]
-    )
+    words = "--time=1h30m --max-wait 90 --gpu-memory 40G --gpu-model H100 --priority=-5 --name=n"
+    words += " --immediate --dry-run --leave-children --url localhost:99 -v c"
+    options = parse(words.split())
     assert (options.time_limit, options.max_wait, options.gpu_memory_bytes) == (5400, 90, 40 << 30)
     assert (options.gpu_model, options.priority, options.name, options.url) == ("H100", -5, "n", "127.0.0.1:99")
     assert options.immediate and options.dry_run and options.leave_children and options.verbose
@@ -149,7 +148,8 @@ def test_look_up() -> None:
 
 def test_strange_process_name() -> None:
     """A name may hold spaces, parentheses and newlines; the fields after it must still be found."""
-    code = "import sys, ctypes; ctypes.CDLL(None).prctl(15, b') S 1 ( x\\n', 0, 0, 0); print('up', flush=True); sys.stdin.read()"
+    rename = "import sys, ctypes; ctypes.CDLL(None).prctl(15, b') S 1 ( x\\n', 0, 0, 0)"
+    code = f"{rename}; print('up', flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

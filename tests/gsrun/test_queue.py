@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from gpusched.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 from gsrun.conftest import GPUS
-from gsrun.running import GSRUN, Gsrun, marked, state_of
+from gsrun.running import GSRUN, MARK, Gsrun, marked, state_of
 from support.server import Server, free_port
 from support.waiting import wait_until
 
@@ -256,7 +257,8 @@ def test_autostart_outlives_gsrun(idle: Server) -> None:
     """With no server, one is started, said so once, and it is no child that gsrun would end."""
     with Server("2") as prepared:
         prepared.stop()
-        env = prepared.env | {"GPUSCHED_AUTOSTART": "1", "GPUSCHED_SIMULATE": "2", "GSRUN_TEST_MARK": "autostart"}
+        mark = secrets.token_hex(8)
+        env = prepared.env | {"GPUSCHED_AUTOSTART": "1", "GPUSCHED_SIMULATE": "2", MARK: mark}
         first = subprocess.run([*GSRUN, "true"], capture_output=True, text=True, env=env, timeout=30)
         try:
             assert first.returncode == 0, first.stderr
@@ -264,5 +266,5 @@ def test_autostart_outlives_gsrun(idle: Server) -> None:
             second = subprocess.run([*GSRUN, "echo", "hi"], capture_output=True, text=True, env=env, timeout=30)
             assert (second.returncode, second.stdout, second.stderr) == (0, "hi\n", "")
         finally:
-            for line in marked("autostart"):
+            for line in marked(mark):
                 os.kill(int(line.split()[0]), signal.SIGKILL)

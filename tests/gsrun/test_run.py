@@ -178,6 +178,11 @@ def test_ignored_signals_stay_ignored(idle: Server) -> None:
     assert (done.returncode, done.stdout) == (0, b"alive\n")
 
 
+def test_started_with_sigchld_ignored(idle: Server) -> None:
+    script = f"trap '' CHLD; exec {' '.join(GSRUN)} sh -c 'sleep 0.05; exit 3'"
+    assert subprocess.run(["bash", "-c", script], env=idle.env, timeout=20).returncode == 3
+
+
 def test_clean_signal_state(gsrun: Start) -> None:
     """The command starts as from a shell: nothing blocked, nothing ignored (SIGPIPE neither)."""
     run = gsrun("grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
@@ -216,7 +221,7 @@ def test_time_limit(gsrun: Start, stub: Stub) -> None:
 
 def test_time_limit_of_a_stubborn_command(gsrun: Start) -> None:
     run = gsrun(
-        "--time", "0.3s", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", env={"GPUSCHED_GRACE": "0.3"}
+        "--time", "0.3s", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", env={"GPUSCHED_KILL_AFTER": "0.3"}
     )
     assert run.wait() == 124
     assert run.survivors() == []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
+DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
 
@@ -15,9 +16,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 
 
-def settings(**_: int) -> bytes:
+def settings() -> bytes:
     """No settings of our own."""
     return frame(SETTINGS, 0, 0, b"")
+
+
+def acknowledge() -> bytes:
+    """Of the other side's settings; what it sends of ours."""
+    return frame(SETTINGS, ACK, 0, b"")
 
 
 def small_window(size: int) -> bytes:
@@ -43,6 +49,25 @@ def call(method: str, message: bytes, stream: int = 1) -> bytes:
 def reset(stream: int) -> bytes:
     """Cancel a call."""
     return frame(RST_STREAM, 0, stream, struct.pack("!I", 8))
+
+
+def read_until(connection: socket.socket, kind: int) -> None:
+    """Read whole frames, up to the first of a kind. Raises EOFError."""
+    while True:
+        head = _exactly(connection, 9)
+        _exactly(connection, int.from_bytes(head[:3], "big"))
+        if head[3] == kind:
+            return
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
 
 
 def _text(value: bytes) -> bytes:

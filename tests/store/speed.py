@@ -66,51 +66,60 @@ def grants(devices: int) -> Callable[[int], Batch]:
     return make
 
 
-def measure(make: Callable[[int], Batch], count: int, rounds: int, directory: Path) -> Cost:
-    """Time `count` commits, several rounds, in fresh files."""
+Clock = Callable[[], float]
+Rows = list[tuple[str, list[tuple[object, ...]]]]
+
+
+def measure(
+    make: Callable[[int], Batch], count: int, rounds: int, directory: Path, clock: Clock = time.perf_counter
+) -> Cost:
+    """Time `count` commits, several rounds, in fresh files of a directory that may have to be made."""
+    directory.mkdir(exist_ok=True)
     pairs = []
     for number in range(rounds):
         batches = [make(turn) for turn in range(count)]
         rows = [_rows(batch) for batch in batches]
         pairs.append(
             (
-                _ours(directory / f"ours-{number}.db", batches) / count,
-                _bare(directory / f"bare-{number}.db", rows, batches[0].sync) / count,
+                _ours(directory / f"ours-{number}.db", batches, clock) / count,
+                _bare(directory / f"bare-{number}.db", rows, batches[0].sync, clock) / count,
             )
         )
     return Cost(*(statistics.median(column) for column in zip(*pairs, strict=True)))
 
 
-def _ours(path: Path, batches: Sequence[Batch]) -> float:
+def _ours(path: Path, batches: Sequence[Batch], clock: Clock) -> float:
     store = DatabaseStore(sqlite_url(path))
     store.open()
-    begin = time.perf_counter()
+    begin = clock()
     for batch in batches:
         store.commit(batch)
-    spent = time.perf_counter() - begin
+    spent = clock() - begin
     store.close()
     return spent
 
 
-def _bare(path: Path, batches: Sequence[Sequence[tuple[str, list[tuple[object, ...]]]]], sync: bool) -> float:
+def _bare(
+    path: Path, batches: Sequence[Sequence[tuple[str, list[tuple[object, ...]]]]], sync: bool, clock: Clock
+) -> float:
     engine = create_engine(f"sqlite:///{path}")
     metadata.create_all(engine)
     engine.dispose()
     connection = sqlite3.connect(path, isolation_level=None)
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"synchronous={'FULL' if sync else 'NORMAL'}"):
         connection.execute(f"PRAGMA {pragma}")
-    begin = time.perf_counter()
+    begin = clock()
     for batch in batches:
         connection.execute("BEGIN IMMEDIATE")
         for sql, rows in batch:
             connection.executemany(sql, rows)
         connection.execute("COMMIT")
-    spent = time.perf_counter() - begin
+    spent = clock() - begin
     connection.close()
     return spent
 
 
-def _rows(batch: Batch) -> list[tuple[str, list[tuple[object, ...]]]]:
+def _rows(batch: Batch) -> Rows:
     """The same rows as text and tuples: what is left when there is no store."""
 
     def all_of() -> Iterator[tuple[str, list[tuple[object, ...]]]]:

@@ -13,25 +13,20 @@ from gpusched.client.lease_views import QueueUpdate
 from gpusched.client.units import format_duration
 
 
-def describe(update: QueueUpdate, waited: float | None = None) -> str:
-    """A place in the queue as one line for people.
-
-    Args:
-        update: the place.
-        waited: seconds so far; by default counted from its submission.
-    """
-    if waited is None and update.submitted_at is not None:
-        waited = (datetime.now(UTC) - update.submitted_at).total_seconds()
+def describe(update: QueueUpdate, *, with_wait: bool = True) -> str:
+    """A place in the queue as one line for people; `with_wait` adds how long it has waited."""
     text = f"gpusched: job {update.job_id} is number {update.position} of {update.total} in the queue"
     if update.reason.message:
         text += f": {update.reason.message}"
-    if waited is not None:
-        text += f" (waiting {format_duration(waited)})"
+    if with_wait and update.submitted_at is not None:
+        text += f" (waiting {format_duration((datetime.now(UTC) - update.submitted_at).total_seconds())})"
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class StatusLine:
     """Shows the newest place on stderr: a line of its own for each change of place or reason."""
+
+    _counts_time = False
 
     def __init__(self) -> None:
         self._update: QueueUpdate | None = None
@@ -40,23 +35,25 @@ class StatusLine:
     def update(self, update: QueueUpdate) -> None:
         """Show another place."""
         self._update = update
-        text = describe(update, None if self._counts_time else 0.0).replace(" (waiting 0s)", "")
-        self._show(text)
+        self._draw()
 
     def tick(self) -> None:
         """Time has passed."""
-        if self._update is not None and self._counts_time:
-            self._show(describe(self._update))
+        if self._counts_time:
+            self._draw()
 
     def close(self) -> None:
         """The wait is over."""
 
-    _counts_time = False
+    def _draw(self) -> None:
+        if self._update is not None:
+            text = describe(self._update, with_wait=self._counts_time)
+            if text != self._shown:
+                self._shown = text
+                self._show(text)
 
     def _show(self, text: str) -> None:
-        if text != self._shown:
-            self._shown = text
-            print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 class TerminalLine(StatusLine):
@@ -66,15 +63,9 @@ class TerminalLine(StatusLine):
 
     def close(self) -> None:
         if self._shown:
-            self._write("")
-            self._shown = ""
+            self._show("")
 
     def _show(self, text: str) -> None:
-        if text != self._shown:
-            self._shown = text
-            self._write(text)
-
-    def _write(self, text: str) -> None:
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns - 1
         except (OSError, ValueError):

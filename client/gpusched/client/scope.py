@@ -6,8 +6,9 @@ import contextvars
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpusched.client import procs
 from gpusched.client.address import server_address
@@ -16,13 +17,16 @@ from gpusched.client.lease_views import AllocatedGpu
 from gpusched.client.usage import UsageError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from gpusched.client.lease import BaseLease
     from gpusched.client.options import AcquireOptions
     from gpusched.client.session import Session
     from gpusched.client.views import Job
 
 # A block inside a task encloses what that task and its children do; any other block what its thread does. So leases
-# side by side, in tasks or threads, are leases of their own, and only those inside one another share.
+# side by side, in tasks or threads, are leases of their own, and only those inside one another share. A lease that its
+# task left open when it ended (a cell of a notebook, say) counts for the thread.
 _in_task: contextvars.ContextVar[tuple[BaseLease, ...]] = contextvars.ContextVar("gpusched_leases", default=())
 _in_thread = threading.local()
 
@@ -30,24 +34,38 @@ _kept: list[Session] = []
 _kept_lock = threading.Lock()
 
 
+class _Entered(NamedTuple):
+    """A lease that was entered in this thread, and by which task, if by one."""
+
+    lease: BaseLease
+    task: weakref.ref[asyncio.Task[Any]] | None
+
+    @property
+    def encloses_thread(self) -> bool:
+        task = self.task() if self.task is not None else None
+        return task is None or task.done()
+
+
 def enter(lease: BaseLease) -> None:
     """Note that what follows runs inside the lease's block."""
+    task = _current_task()
     # Those that another thread has ended are forgotten here.
-    if _task_runs():
+    entered = [each for each in _entered_in_thread() if not each.lease.released]
+    _in_thread.entered = [*entered, _Entered(lease, weakref.ref(task) if task is not None else None)]
+    if task is not None:
         _in_task.set((*(each for each in _in_task.get() if not each.released), lease))
-    else:
-        _in_thread.leases = [*(each for each in _thread_leases() if not each.released), lease]
 
 
 def leave(lease: BaseLease) -> None:
     """The opposite of `enter`; nothing if it was not entered here."""
     _in_task.set(tuple(each for each in _in_task.get() if each is not lease))
-    _in_thread.leases = [each for each in _thread_leases() if each is not lease]
+    _in_thread.entered = [each for each in _entered_in_thread() if each.lease is not lease]
 
 
 def enclosing() -> BaseLease | None:
     """The innermost lease of this very process whose block we are in, if it is still held."""
-    for lease in reversed([*_thread_leases(), *_in_task.get()]):
+    of_thread = [each.lease for each in _entered_in_thread() if each.encloses_thread]
+    for lease in reversed([*of_thread, *_in_task.get()]):
         if lease._owner_pid == os.getpid() and not lease.lost and not lease.released:
             return lease
     return None
@@ -101,14 +119,14 @@ def take_kept() -> list[Session]:
     return sessions
 
 
-def _thread_leases() -> list[BaseLease]:
-    leases: list[BaseLease] = getattr(_in_thread, "leases", [])
-    return leases
+def _entered_in_thread() -> list[_Entered]:
+    entered: list[_Entered] = getattr(_in_thread, "entered", [])
+    return entered
 
 
-def _task_runs() -> bool:
-    asyncio = sys.modules.get("asyncio")  # where it is not imported, no task runs
+def _current_task() -> asyncio.Task[Any] | None:
+    loaded = sys.modules.get("asyncio")  # where it is not imported, no task runs
     try:
-        return asyncio is not None and asyncio.current_task() is not None
+        return loaded.current_task() if loaded is not None else None
     except RuntimeError:
-        return False
+        return None

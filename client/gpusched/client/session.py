@@ -41,6 +41,7 @@ class Session:
     """A helper process and what it has told.
 
     Args:
+        address: the scheduler's.
         first: the message to begin with, of `wire.encode`.
         dispatch: runs a callback, in this thread's reader or in the caller's event loop.
 
@@ -52,7 +53,10 @@ class Session:
         deadline: when the time limit ends, on this process's monotonic clock.
     """
 
-    def __init__(self, first: bytes, dispatch: Callable[[Callable[[], object]], object] | None = None) -> None:
+    def __init__(
+        self, address: str, first: bytes, dispatch: Callable[[Callable[[], object]], object] | None = None
+    ) -> None:
+        self.address = address
         self.owner_pid = os.getpid()
         self.grant: Grant | None = None
         self.notices: tuple[Notice, ...] = ()

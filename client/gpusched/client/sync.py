@@ -151,7 +151,8 @@ def acquire(
         on_update: called at each change of place; by default a line shows it, live in a notebook or terminal.
         on_notice: called in another thread for each notice to the holder; by default it is logged.
         on_lost: called in another thread if the lease is taken away; by default it is logged.
-        environ: set CUDA_VISIBLE_DEVICES and the like in `os.environ`, and put them back at the end.
+        environ: set CUDA_VISIBLE_DEVICES and the like in `os.environ`, and put them back at the end. Without it, for
+            several leases at once, give `env=os.environ | lease.env` to subprocesses.
         nested: "auto" uses the GPUs of a lease that we run in already; "new" asks for others (`GPUSCHED_NESTED`).
 
     Returns:

@@ -121,11 +121,12 @@ class BaseTicket(Generic[L]):
                 f"{user} in this process already: CUDA_VISIBLE_DEVICES no longer changes which GPUs it uses. Acquire "
                 "before the first use of CUDA, or move work to the devices of lease.gpus yourself"
             )
-        self._session = Session(wire.encode(wire.ACQUIRE, request=options.message()), self._dispatch)
+        self._session = Session(options.address, wire.encode(wire.ACQUIRE, request=options.message()), self._dispatch)
 
     def _borrow_from_job(self, job_id: str) -> Steps[None]:
         """Use the GPUs of the job whose variables we inherited, if we still run under it."""
-        asking = Session(wire.encode(wire.LOOK_UP, job_id=job_id, address=self._options.address))
+        address = self._options.address
+        asking = Session(address, wire.encode(wire.LOOK_UP, job_id=job_id, address=address))
         try:
             while (answer := (yield asking.receive()))["kind"] not in (wire.JOB, wire.FAILED):
                 if answer["kind"] == wire.SAY:
@@ -182,7 +183,8 @@ class BaseTicket(Generic[L]):
             grant = session.grant
             assert grant is not None
             positions = scope.fitting(grant.gpus, self._options)
-            if self._lease is not None or positions is None or self._options.nested == "new":
+            wanted = self._lease is None and self._options.nested != "new" and session.address == self._options.address
+            if positions is None or not wanted:
                 scope.keep(session)
                 continue
             self._session = session
@@ -215,7 +217,7 @@ class BaseTicket(Generic[L]):
         self._lease = lease
         if self._environ:
             process_environment.push(lease.env)
-        scope.enter(lease)
+            scope.enter(lease)
 
     # -- towards the end ---------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class Observer:
         self._pool = driver.engine.pool
         self._executor = ThreadPoolExecutor(max(4, len(self._pool.devices) + 1), "nvml") if inventory.blocking else None
         self._hanging: set[str] = set()
+        self._turns = {uuid: asyncio.Lock() for uuid in self._pool.devices}
         self._last: dict[str, _LastLease] = {}
         self._looking: dict[str, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._unlooked: set[str] = set()  # released and not seen to be empty since
@@ -89,9 +90,13 @@ class Observer:
     async def read_all(self) -> None:
         """One reading of every device; the engine is told in one event."""
         seen: list[ev.Seen] = []
-        for device, reading in await self._read_each(list(self._pool.devices.values())):
+        devices = list(self._pool.devices.values())
+        holders = [device.holder for device in devices]
+        for (device, reading), holder in zip(await self._read_each(devices), holders, strict=True):
             self.readings[device.uuid] = (reading, self._driver.now())
-            if device.uuid not in self._looking:
+            # One that changed hands meanwhile may have been read before: the old holder's processes, gone by now,
+            # would be taken for strangers on the new one's GPU.
+            if device.uuid not in self._looking and device.holder == holder:
                 seen.append(self._judge(device, reading.processes, reading.fault))
         if seen:
             self._driver.handle(ev.Observe(tuple(seen)))
@@ -208,14 +213,14 @@ class Observer:
         fault = self.readings[uuid][0].fault if uuid in self.readings else ""
         try:
             return self._inventory.processes(uuid), fault
-        except OSError as error:
-            return (), str(error) or "does not answer"
+        except Exception as error:
+            return (), _silence(uuid, error)
 
     def _read(self, uuid: str) -> DeviceReading:
         try:
             return self._inventory.read(uuid)
-        except OSError as error:
-            return DeviceReading(uuid, fault=str(error) or "does not answer")
+        except Exception as error:
+            return DeviceReading(uuid, fault=_silence(uuid, error))
 
     async def _read_each(self, devices: list[Device]) -> list[tuple[Device, DeviceReading]]:
         if self._executor is None:
@@ -230,15 +235,26 @@ class Observer:
             return device, DeviceReading(uuid, fault=str(error))
 
     async def _call(self, uuid: str, function: Callable[[], T]) -> T:
-        """Run a call on a worker thread. Raises TimeoutError when it hangs, or one on this device still does."""
-        silent = f"the driver did not answer within {CALL_TIMEOUT:g} s"
-        if uuid in self._hanging:
-            raise TimeoutError(silent)
-        assert self._executor is not None
-        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), CALL_TIMEOUT)
-        except TimeoutError:
-            self._hanging.add(uuid)
-            future.add_done_callback(lambda _: self._hanging.discard(uuid))
-            raise TimeoutError(silent) from None
+        """Run a call on a worker thread, one at a time for each device.
+
+        Raises TimeoutError when it hangs, or one on this device still does.
+        """
+        async with self._turns[uuid]:
+            silent = f"the driver did not answer within {CALL_TIMEOUT:g} s"
+            if uuid in self._hanging:
+                raise TimeoutError(silent)
+            assert self._executor is not None
+            future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+            try:
+                return await asyncio.wait_for(asyncio.shield(future), CALL_TIMEOUT)
+            except TimeoutError:
+                self._hanging.add(uuid)
+                future.add_done_callback(lambda _: self._hanging.discard(uuid))
+                raise TimeoutError(silent) from None
+
+
+def _silence(uuid: str, error: Exception) -> str:
+    """The fault of a device that could not be asked. Anything but OSError is a bug, and must not end the looking."""
+    if not isinstance(error, OSError):
+        log.error("reading %s failed", uuid, exc_info=error)
+    return str(error) or "does not answer"

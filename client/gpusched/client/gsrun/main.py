@@ -68,6 +68,7 @@ def _launch(options: Options, address: str) -> NoReturn:
     """Fork the holder, while this process is still small and has one thread, and be the front."""
     _open_low_fds()
     fds = _inherited_fds()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some daemons have it, children would end untold
     signals = front.passed_on()
     spared = {child.identity for pid in tree.children_of(os.getpid()) if (child := tree.look_up(pid))}
     pidfd = os.pidfd_open(os.getpid())

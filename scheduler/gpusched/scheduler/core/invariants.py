@@ -33,6 +33,8 @@ def _check_devices(engine: Engine) -> None:
         available = [p for p, device in enumerate(node.devices) if engine.pool.is_available(device)]
         assert node.available == available, f"node {node.info.name}: list of available devices is off"
     for device in engine.pool.devices.values():
+        counted = engine.pool.count_serviceable(frozenset((device.uuid,)))
+        assert counted == engine.pool.in_service(device), f"device {device.uuid}: list of those in service is off"
         assert device.holder == owners.get(device.uuid), f"device {device.uuid} and the leases disagree"
 
 

@@ -45,18 +45,19 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots:
     blockers: list[tuple[frozenset[str], JobId]] = []
     while heads and slots != 0:
         key, number, found = heappop(heads)
-        eligible = pool.eligible(found.request)
+        if found.eligible is None:
+            found.eligible = pool.eligible(found.request)
+        eligible = found.eligible
         behind = not eligible.isdisjoint(blocked)
         devices = None if behind else pool.place(found.request)
         if devices is not None:
-            found.unavailable_since = None
             following = found.keys.after(key)
             slots = None if slots is None else slots - 1
             yield Start(queue.job(key), devices)
             if following is not None:
                 heappush(heads, (following, number, found))
             continue
-        if pool.serviceable(found.request) < found.request.gpus:
+        if pool.count_serviceable(eligible) < found.request.gpus:
             if found.unavailable_since is None:
                 found.unavailable_since = now
             if now >= found.unavailable_since + set_aside_after:

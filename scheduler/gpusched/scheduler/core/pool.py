@@ -72,6 +72,8 @@ class Pool:
         self.devices: dict[str, Device] = {}
         self._place: dict[str, tuple[Node, int]] = {}
         self._eligible: dict[_Constraint, frozenset[str]] = {}
+        self._same: dict[frozenset[str], frozenset[str]] = {}  # one object for equal sets: there are few
+        self._out_of_service: set[str] = set()  # drained, or not well or empty
         for info in nodes:
             node = Node(info, [Device(device) for device in info.devices])
             self.nodes[info.name] = node
@@ -127,6 +129,7 @@ class Pool:
                 for device in node.devices
                 if device.info.memory_bytes >= request.memory_bytes and request.model in device.info.model.lower()
             )
+            found = self._same.setdefault(found, found)
             if len(self._eligible) >= _MAX_REMEMBERED:
                 self._eligible.clear()
             self._eligible[constraint] = found
@@ -134,12 +137,15 @@ class Pool:
 
     def serviceable(self, request: Request) -> int:
         """How many eligible devices are free now or will be without anybody mending anything."""
-        return sum(
-            1
-            for uuid in self.eligible(request)
-            if (device := self.devices[uuid]).condition in (Condition.CLEAN, Condition.CHECKING)
-            and self.drain_reason(device) is None
-        )
+        return self.count_serviceable(self.eligible(request))
+
+    def count_serviceable(self, uuids: frozenset[str]) -> int:
+        """How many of some devices are free now or will be without anybody mending anything."""
+        return len(uuids) - len(uuids & self._out_of_service)
+
+    def in_service(self, device: Device) -> bool:
+        """True if it is free or will be without anybody mending anything."""
+        return device.condition in (Condition.CLEAN, Condition.CHECKING) and self.drain_reason(device) is None
 
     def free(self, request: Request) -> int:
         """How many eligible devices may be handed out now."""
@@ -234,6 +240,10 @@ class Pool:
             self._refresh(device)
 
     def _refresh(self, device: Device) -> None:
+        if self.in_service(device):
+            self._out_of_service.discard(device.uuid)
+        else:
+            self._out_of_service.add(device.uuid)
         node, position = self._place[device.uuid]
         available = self.is_available(device)
         listed = position in node.available

@@ -29,6 +29,8 @@ class JobClass:
 
     request: Request
     keys: RankedList[Key] = field(default_factory=RankedList)
+    #: Devices that could serve, once a pass has asked.
+    eligible: frozenset[str] | None = None
     verdict: Verdict = Verdict.UNSEEN
     #: The first of the jobs whose wait blocks this class (verdict BEHIND).
     blocked_by: JobId | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -97,7 +98,8 @@ def guarded(method: Servicer) -> Servicer:
         except Exception as error:
             if type(error).__name__ in _GONE:
                 log.debug("client gone during %s", method.__name__)
-                return None
+                # As for any client that goes; the library would log a traceback about the status that nobody takes.
+                raise asyncio.CancelledError from None
             log.exception("%s failed", method.__name__)
             await context.abort(
                 grpc.StatusCode.INTERNAL, "gpusched has a bug: this call failed; the server's log has the details"

@@ -8,7 +8,7 @@ from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.jobs import JobId
 
 #: So many changed jobs are remembered for a watcher that does not read; beyond, all count as changed.
-MAX_CHANGED = 5000
+MAX_CHANGED = 1000
 
 
 class Watch:
