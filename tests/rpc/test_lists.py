@@ -35,6 +35,7 @@ class Watch:
     def __init__(self, call: Any) -> None:
         self.call = call
         self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._rest: list[Any] = []
         self.ended = asyncio.Event()
         self.reader = asyncio.create_task(self._read())
 
@@ -48,16 +49,18 @@ class Watch:
             self.ended.set()
 
     async def next(self) -> Any:
+        """The next answer."""
         return await asyncio.wait_for(self.answers.get(), PATIENCE)
 
     async def until(self, condition: Any) -> Any:
-        """The first job or GPU for which a condition holds."""
+        """The first job or GPU for which a condition holds; the rest of its answer is looked at by the next call."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                answer = await self.next()
-                for item in getattr(answer, "jobs", None) or getattr(answer, "gpus", ()):
-                    if condition(item):
+                while self._rest:
+                    if condition(item := self._rest.pop(0)):
                         return item
+                answer = await self.next()
+                self._rest += answer.jobs if hasattr(answer, "jobs") else answer.gpus
 
 
 def watch(client: Client, **fields: Any) -> Watch:
@@ -126,7 +129,7 @@ async def test_paging_goes_on_though_jobs_come_and_go(client: Client) -> None:
 
 async def test_filters(client: Client) -> None:
     mine = await client.holder(6, name="Train A")
-    waiter = await client.waiter(8, name="train b", node="")
+    waiter = await client.waiter(8, name="train b")
     gone = await client.waiter(8, name="other")
     await client.cancel_job(gone.job_id)
     me, node = (await client.job(mine.job_id)).user, (await client.gpu(0)).node
@@ -145,7 +148,9 @@ async def test_filters(client: Client) -> None:
     assert await ids(name="train b") == [waiter.job_id]
     assert await ids(user=me) == await ids(user="0") == [mine.job_id, waiter.job_id]
     assert await ids(user="nobody-of-that-name") == []
-    assert await ids(node=node, states=[RUNNING]) in ([], [mine.job_id])
+    assert await ids(node=node) == [mine.job_id]  # where it runs; the other one runs nowhere
+    other = await client.waiter(8, node=node)
+    assert await ids(node=node) == [mine.job_id, other.job_id]  # where it wants to run
     assert await ids(node="mars") == []
 
 

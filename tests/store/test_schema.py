@@ -68,6 +68,10 @@ def shape(url: sqlalchemy.URL) -> dict[str, object]:
     """Everything about the tables but the ways in which the same can be written."""
     engine = sqlalchemy.create_engine(url)
     inspector = sqlalchemy.inspect(engine)
+    with engine.connect() as connection:
+        # Older versions of SQLAlchemy cannot tell.
+        tables = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        without_row_numbers = {name for name, text in tables if text.rstrip().upper().endswith("WITHOUT ROWID")}
 
     def by_name(found: list[Any]) -> list[str]:
         plain = [{key: str(value) for key, value in entry.items() if key != "comment"} for entry in found]
@@ -86,7 +90,7 @@ def shape(url: sqlalchemy.URL) -> dict[str, object]:
                 "foreign": by_name(inspector.get_foreign_keys(table)),
                 "checks": by_name(inspector.get_check_constraints(table)),
                 "unique": by_name(inspector.get_unique_constraints(table)),
-                "options": str(inspector.get_table_options(table)),
+                "without row numbers": table in without_row_numbers,
             }
             for table in inspector.get_table_names()
             if table != migrate.VERSION_TABLE

@@ -338,11 +338,12 @@ from gpusched.scheduler.store.database import DatabaseStore
 with tempfile.TemporaryDirectory() as directory:
     DatabaseStore(f"sqlite:///{directory}/state.db").open()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-try:
-    DatabaseStore("sqlite:///" + sys.argv[1]).open()
-    print("opened")
-except StoreError as error:
-    print(error.passing, error)
+for path in sys.stdin:
+    try:
+        DatabaseStore("sqlite:///" + path.strip()).open()
+        print("opened", flush=True)
+    except StoreError as error:
+        print(error.passing, error, flush=True)
 """
 
 
@@ -354,15 +355,16 @@ def test_read_only_for_this_user(store: DatabaseStore, path: Path) -> None:
     shutil.copy(path, place)
     kept = place / "state.db"
 
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    nobody = subprocess.Popen(
+        [sys.executable, "-c", AS_NOBODY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
     def say() -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, str(kept)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        assert not done.stderr
-        return done.stdout.strip()
+        assert nobody.stdin is not None and nobody.stdout is not None
+        nobody.stdin.write(f"{kept}\n")
+        nobody.stdin.flush()
+        return nobody.stdout.readline().strip()
 
     try:
         place.chmod(0o755)
@@ -379,4 +381,6 @@ def test_read_only_for_this_user(store: DatabaseStore, path: Path) -> None:
         place.chmod(0o777)
         assert say() == "opened"
     finally:
+        nobody.kill()
+        nobody.communicate()
         shutil.rmtree(place)

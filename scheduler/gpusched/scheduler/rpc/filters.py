@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import Job
-from gpusched.scheduler.core.states import State
+from gpusched.scheduler.core.pool import Pool
+from gpusched.scheduler.core.states import Finished, Running, State
 from gpusched.scheduler.rpc import convert
 from gpusched.v1 import scheduler_pb2
 
@@ -37,10 +38,16 @@ class Filter:
     def wants_ended(self) -> bool:
         return any(state.final for state in self.states)
 
-    def matches(self, job: Job) -> bool:
+    def matches(self, job: Job, pool: Pool) -> bool:
         return (
             job.state in self.states
             and self.user in ("", job.spec.owner.name, str(job.spec.owner.uid))
             and (not self.name or self.name in job.name.lower())
-            and self.node in ("", job.request.node)
+            and (not self.node or self.node in _nodes(job, pool))
         )
+
+
+def _nodes(job: Job, pool: Pool) -> set[str]:
+    """Where a job has or had its GPUs; of one that waits, the node that it asks for."""
+    lease = job.status.lease if isinstance(job.status, Running | Finished) else None
+    return {job.request.node} if lease is None else {pool.devices[uuid].info.node for uuid in lease.devices}

@@ -144,7 +144,9 @@ class QueryService:
                     places = {job_id: place for job_id, place in places.items() if job_id in ids}
                 for job_id in ids:
                     job = self._engine.jobs.get(job_id)
-                    if job is not None and (only is not None or wanted.matches(job) or job_id in shown):
+                    if job is not None and (
+                        only is not None or wanted.matches(job, self._engine.pool) or job_id in shown
+                    ):
                         changed[job_id] = job
                         shown.add(job_id)
                     if job is None or isinstance(job.status, Finished):
@@ -294,7 +296,7 @@ class QueryService:
         """Jobs that match and have not ended: running ones first, then the queue, with their places in the list."""
         for source in (sorted(self._engine.running.values(), key=lambda job: job.id), self._engine.queue):
             for job in source:
-                if wanted.matches(job):
+                if wanted.matches(job, self._engine.pool):
                     yield _place(job), job
 
     def _ended(self, wanted: Filter, after: tuple[float, ...] | None = None) -> Iterator[Job]:
@@ -313,7 +315,7 @@ class QueryService:
             for job in self._engine.queue:
                 if len(waiting) == MAX_PLACES:
                     break
-                if wanted.matches(job):
+                if wanted.matches(job, self._engine.pool):
                     waiting.append(job)
         for job in waiting:
             text = self._place_text(job)
