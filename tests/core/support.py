@@ -105,7 +105,9 @@ def check_indexes(engine: Engine) -> None:
     alive = [job for job in engine.jobs.values() if not job.state.final]
     assert engine._tokens == {job.token_hash: job.id for job in alive if job.token_hash}, "secrets are off"
     requests = {(job.spec.owner.uid, job.spec.request_id): job.id for job in alive if job.spec.request_id}
-    assert engine._requests == requests, "request ids are off"
+    kept = {key: job for key, job in engine._requests.items() if not engine.jobs[job].state.final}
+    assert kept == requests, "request ids are off"
+    assert all(engine.jobs[job].spec.batch for key, job in engine._requests.items() if key not in requests)
     ended = [job.id for job in engine.jobs.values() if job.state.final]
     assert sorted(engine._ended) == sorted(ended), "the list of ended jobs is off"
     assert len(ended) <= engine.settings.keep_ended, "too many ended jobs are remembered"

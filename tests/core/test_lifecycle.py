@@ -15,7 +15,7 @@ from gpusched.scheduler.core.errors import Aborted, DomainError, NotFound, NotSa
 from gpusched.scheduler.core.explain import Code
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition
-from gpusched.scheduler.core.states import Outcome, Queued, Running, State
+from gpusched.scheduler.core.states import Gate, Outcome, Queued, Running, State
 
 NewBox = Callable[..., Box]
 
@@ -72,7 +72,7 @@ def test_a_confirmed_grant_stays(box: NewBox) -> None:
     b.confirm(job)
     b.wait(100)
     assert b.gpus(job) == ("a0",)
-    assert [line.message for line in b.job(job).history] == ["accepted", "granted 1 GPU(s)", "confirmed"]
+    assert [line.message for line in b.job(job).history] == ["accepted", "granted 1 GPU", "confirmed"]
 
 
 def test_a_frozen_waiter_does_not_sit_on_gpus(box: NewBox) -> None:
@@ -477,7 +477,7 @@ def test_ended_jobs_are_remembered_for_a_while_only(box: NewBox) -> None:
         b.release(job)
     assert [job.id for job in b.engine.ended_jobs()] == jobs[:1:-1]
     assert set(b.engine.jobs) == set(jobs[2:])
-    with pytest.raises(NotFound, match="remembered for a while only"):
+    with pytest.raises(NotFound, match="there is no job 1"):
         b.engine.job(jobs[0])
     assert b.engine.job(jobs[4]) is b.job(jobs[4])
     b.leave(jobs[0])
@@ -570,7 +570,7 @@ def test_a_withdrawn_job_waits_since_it_was_submitted(box: NewBox) -> None:
     job = b.submit(1, auto_confirm=False)
     b.wait(5)
     b.claim(do.Withdrawn)
-    assert b.job(job).status == Queued(1000.0, awake=False)
+    assert b.job(job).status == Queued(1000.0, Gate.UNCONFIRMED)
     b.happen(ev.Update(job, priority=4))
     assert b.waiting == [job] and b.running == [], "a change of priority wakes nobody"
     b.leave(job)

@@ -235,7 +235,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(number=PICK, priority=st.none() | st.integers(-2, 2), name=st.none() | st.sampled_from(["x", "y\n"]))
     def update(self, number: int, priority: int | None, name: str | None) -> None:
-        self.act(ev.Update(self.pick(number), priority, name, "root"))
+        self.act(ev.Update(self.pick(number), priority, name, by="root"))
 
     @rule(uuid=st.sampled_from(UUIDS), condition=st.sampled_from([Condition.CLEAN, *BAD]))
     def see(self, uuid: str, condition: Condition) -> None:

@@ -22,7 +22,7 @@ def test_an_idle_machine_starts_a_job_at_once(box: NewBox) -> None:
     job = b.submit(2)
     assert b.gpus(job) == ("a0", "a1")
     [granted] = b.claim(do.Granted)
-    assert (granted.job, granted.lease.devices, granted.lease.id) == (job, ("a0", "a1"), "L1")
+    assert (granted.job, granted.lease.devices, granted.lease.id) == (job, ("a0", "a1"), "L0.1")
 
 
 def test_all_or_nothing(box: NewBox) -> None:

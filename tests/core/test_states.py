@@ -12,6 +12,7 @@ from gpusched.scheduler.core.jobs import HISTORY_LINES, Job, JobId
 from gpusched.scheduler.core.states import (
     LEGAL_MOVES,
     Finished,
+    Gate,
     Lease,
     Outcome,
     Queued,
@@ -96,7 +97,7 @@ def test_what_a_job_knows_of_itself_in_each_state() -> None:
         assert job.started_at == (None if state is State.QUEUED else 2.0)
         assert job.awake == (state is State.QUEUED)
     assert Job(JobId(1), make_spec(1), 0.0, 0, "", Finished(1.0, State.CANCELLED, Outcome())).started_at is None
-    assert not Job(JobId(1), make_spec(1), 0.0, 0, "", Queued(0.0, awake=False)).awake
+    assert not Job(JobId(1), make_spec(1), 0.0, 0, "", Queued(0.0, Gate.HELD)).awake
 
 
 def test_the_engine_reaches_every_state_that_has_a_way_there_yet(box: NewBox) -> None:

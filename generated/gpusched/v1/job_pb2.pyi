@@ -84,20 +84,22 @@ DEPENDENCY_CONDITION_ANY: DependencyCondition
 DEPENDENCY_CONDITION_FAILED: DependencyCondition
 
 class Reason(_message.Message):
-    __slots__ = ("code", "message", "gpus_needed", "gpus_free", "blockers", "ahead_job_id")
+    __slots__ = ("code", "message", "gpus_needed", "gpus_free", "blockers", "ahead_job_id", "until")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     GPUS_NEEDED_FIELD_NUMBER: _ClassVar[int]
     GPUS_FREE_FIELD_NUMBER: _ClassVar[int]
     BLOCKERS_FIELD_NUMBER: _ClassVar[int]
     AHEAD_JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
     code: ReasonCode
     message: str
     gpus_needed: int
     gpus_free: int
     blockers: _containers.RepeatedCompositeFieldContainer[Blocker]
     ahead_job_id: str
-    def __init__(self, code: _Optional[_Union[ReasonCode, str]] = ..., message: _Optional[str] = ..., gpus_needed: _Optional[int] = ..., gpus_free: _Optional[int] = ..., blockers: _Optional[_Iterable[_Union[Blocker, _Mapping]]] = ..., ahead_job_id: _Optional[str] = ...) -> None: ...
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, code: _Optional[_Union[ReasonCode, str]] = ..., message: _Optional[str] = ..., gpus_needed: _Optional[int] = ..., gpus_free: _Optional[int] = ..., blockers: _Optional[_Iterable[_Union[Blocker, _Mapping]]] = ..., ahead_job_id: _Optional[str] = ..., until: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Blocker(_message.Message):
     __slots__ = ("gpu_uuid", "gpu_index", "node", "gpu_state", "job_id", "user", "job_name", "until")

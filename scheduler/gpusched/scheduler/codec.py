@@ -59,12 +59,16 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
             name=record.name,
             status=_status_in(State(record.state), data["status"]),
             token_hash=bytes.fromhex(data.get("token_hash", "")),
+            holder=Holder(*data["holder"]) if "holder" in data else None,
             attempt=data.get("attempt", 0),
             failures=data.get("failures", 0),
             losses=data.get("losses", 0),
             held=data.get("held", False),
             not_before=data.get("not_before"),
             time_limit=data.get("time_limit"),
+            unmet=set(data.get("unmet", ())),
+            cancelling=tuple(data["cancelling"]) if "cancelling" in data else None,
+            requeue_asked=data.get("requeue_asked", False),
             attempts=[_attempt_in(each) for each in data.get("attempts", ())],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -83,12 +87,18 @@ def _job_out(job: Job) -> dict[str, Any]:
         "status": _status_out(job.status),
         "time_limit": job.time_limit,
     }
+    if job.holder is not None:
+        data["holder"] = [job.holder.pid, job.holder.start_ticks]
     if job.token_hash:
         data["token_hash"] = job.token_hash.hex()
-    for name in ("attempt", "failures", "losses", "held", "not_before"):
+    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked"):
         value = getattr(job, name)
         if value:
             data[name] = value
+    if job.unmet:
+        data["unmet"] = sorted(job.unmet)
+    if job.cancelling is not None:
+        data["cancelling"] = job.cancelling
     if job.attempts:
         data["attempts"] = [_attempt_out(attempt) for attempt in job.attempts]
     return data
@@ -109,8 +119,6 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
         "auto_confirm": spec.auto_confirm,
         "request_id": spec.request_id,
     }
-    if spec.holder is not None:
-        data["holder"] = [spec.holder.pid, spec.holder.start_ticks]
     if spec.batch is not None:
         batch = spec.batch
         data["batch"] = {
@@ -165,7 +173,7 @@ def _attempt_out(attempt: Attempt) -> dict[str, Any]:
 
 
 def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
-    holder, batch = data.get("holder"), data.get("batch")
+    batch = data.get("batch")
     return JobSpec(
         owner=Owner(record.uid, record.user),
         request=Request(data["gpus"], data["memory"], data["model"], data["node"]),
@@ -176,7 +184,6 @@ def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
         time_limit=data["time_limit"],
         max_wait=data["max_wait"],
         auto_confirm=data["auto_confirm"],
-        holder=Holder(*holder) if holder else None,
         request_id=data["request_id"],
         batch=_batch_in(batch) if batch else None,
     )

@@ -52,6 +52,12 @@ class Config:
         confirm_within: time that a client has to confirm a grant.
         set_aside_after: time that a job at the head waits on unusable GPUs before others may pass it.
         sample_interval: time between two looks at a GPU.
+        max_queue: most jobs that may wait, 0 for any number.
+        max_running: most jobs that may run, 0 for any number.
+        default_time_limit: of jobs that name none, 0 for none.
+        max_time_limit: longest that may be asked for, 0 for any.
+        window: time that holders and waiters have to come back after a restart.
+        keep: how long ended jobs and their logs are kept.
         timeout: how long `stop` waits for the end.
         config_file: the file that was read, None if none was.
     """
@@ -69,6 +75,12 @@ class Config:
     confirm_within: float = 5.0
     set_aside_after: float = 60.0
     sample_interval: float = 1.0
+    max_queue: int = 100_000
+    max_running: int = 0
+    default_time_limit: float = 0.0
+    max_time_limit: float = 0.0
+    window: float = 30.0
+    keep: float = 90 * 86400.0
     timeout: float = 30.0
     config_file: Path | None = None
 

@@ -1,6 +1,6 @@
-"""The single writer: every event goes through here, and its effects go out from here.
+"""The single writer: every event goes through here, is saved, and only then has its effects performed.
 
-A burst of events costs one pass: the pass is put behind whatever else the event loop has at hand.
+A burst of events costs one pass and one save: both are put behind whatever else the event loop has at hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.errors import DomainError
+from gpusched.scheduler.core.errors import DomainError, Unavailable
+from gpusched.scheduler.ports import Store
+from gpusched.scheduler.saver import RETRY_EVERY, Saver
 
 log = logging.getLogger("gpusched.driver")
 
@@ -25,24 +27,39 @@ class Driver:
     Args:
         engine: the state; nobody else may call its `handle`.
         now: the engine's clock, in seconds.
+        store: where changes are saved before they are told; None keeps nothing.
     """
 
-    def __init__(self, engine: Engine, now: Callable[[], float]) -> None:
+    def __init__(self, engine: Engine, now: Callable[[], float], store: Store | None = None) -> None:
         self.engine = engine
         self.now = now
         self._loop = asyncio.get_running_loop()
+        self._saver = Saver(store, self._on_trouble)
+        self._early: list[Listener] = []
         self._listeners: list[Listener] = []
-        self._pass_scheduled = False
+        self._effects: list[do.Effect] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._flush_scheduled = False
+        self._saving = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._stopped = False
 
-    def listen(self, listener: Listener) -> None:
-        """Have a function called with every effect, in order. It must not block, nor call `handle` itself."""
-        self._listeners.append(listener)
+    # -- wiring ------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener, *, early: bool = False) -> None:
+        """Have a function called with every effect, in order. It must not block, nor call `handle` itself.
+
+        Args:
+            listener: the function.
+            early: call it at once, before the effect's cause is saved. Only for looking, never for telling.
+        """
+        (self._early if early else self._listeners).append(listener)
+
+    # -- events ------------------------------------------------------------------------------------------
 
     def handle(self, event: ev.Event) -> list[do.Effect]:
-        """Let an event happen and its effects be performed.
+        """Let an event happen; its effects are performed when it is saved.
 
         Returns:
             The effects.
@@ -54,40 +71,108 @@ class Driver:
             effects = self.engine.handle(event, self.now())
         except DomainError:
             # What fell due before the refusal has happened all the same, and must be told.
-            self._perform(self.engine.handle(ev.Tick(), self.now()))
+            self._take(self.engine.handle(ev.Tick(), self.now()))
             raise
-        self._perform(effects)
+        self._take(effects)
         return effects
 
+    async def saved(self) -> None:
+        """Until all that has happened so far is saved.
+
+        Raises:
+            Unavailable: it cannot be saved now. It has happened all the same, and is saved when that works again.
+        """
+        if self._saver.in_place or not (self._flush_scheduled or self._saving):
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def start(self) -> None:
+        """Act on what the engine had to do before the first event (after a restart)."""
+        self._take(self.engine.handle(ev.Tick(), self.now()))
+
     def stop(self) -> None:
-        """Start nothing new and fire no more timers; events are still taken."""
+        """Start nothing new and fire no more timers; events are still taken and saved."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _perform(self, effects: list[do.Effect]) -> None:
+    async def close(self) -> None:
+        """Save what is left."""
+        try:
+            await asyncio.wait_for(self.saved(), 5.0)
+        except (TimeoutError, Unavailable) as error:
+            log.error("not all state was saved: %s", error)
+        self._saver.close()
+
+    # -- saving and performing -----------------------------------------------------------------------------
+
+    def _take(self, effects: list[do.Effect]) -> None:
         for effect in effects:
-            for listener in self._listeners:
-                try:
-                    listener(effect)
-                except Exception:
-                    log.exception("a listener failed on %r", effect)
-        if self._stopped:
-            return
-        if self.engine.pass_wanted and not self._pass_scheduled:
-            self._pass_scheduled = True
-            self._loop.call_soon(self._run_pass)
+            for listener in self._early:
+                _call(listener, effect)
+        self._effects += effects
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
         self._arm()
 
-    def _run_pass(self) -> None:
-        self._pass_scheduled = False
-        if not self._stopped:
-            self.handle(ev.Pass())
+    def _flush(self) -> None:
+        if self._saving:
+            return  # _saved comes back here
+        self._flush_scheduled = False
+        if self.engine.pass_wanted and not self._stopped:
+            effects = self.engine.handle(ev.Pass(), self.now())
+            for effect in effects:
+                for listener in self._early:
+                    _call(listener, effect)
+            self._effects += effects
+            self._arm()
+        effects, self._effects = self._effects, []
+        waiters, self._waiters = self._waiters, []
+        self._saving = True
+
+        def done(ok: bool) -> None:
+            self._saved(ok, effects, waiters)
+
+        self._saver.save(self.engine.take_changes(), done)
+
+    def _saved(self, ok: bool, effects: list[do.Effect], waiters: list[asyncio.Future[None]]) -> None:
+        self._saving = False
+        if ok:
+            for effect in effects:
+                for listener in self._listeners:
+                    _call(listener, effect)
+        else:
+            # Not saved, so not told: it waits for the next try.
+            self._effects = effects + self._effects
+            self._loop.call_later(RETRY_EVERY, self._retry)
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if ok:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(Unavailable(self._saver.trouble or "", reason="STORE", retry_after=RETRY_EVERY))
+        if self._flush_scheduled:
+            self._loop.call_soon(self._flush)
+
+    def _retry(self) -> None:
+        if self._saver.trouble is not None and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._flush()
+
+    def _on_trouble(self, trouble: str | None) -> None:
+        # Off the saver's stack: its own batch is not dealt with yet.
+        self._loop.call_soon(self.handle, ev.Halt(trouble))
+
+    # -- time ----------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
         due = self.engine.next_deadline()
-        if due is None or (self._timer is not None and self._timer_at <= due):
+        if self._stopped or due is None or (self._timer is not None and self._timer_at <= due):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -97,3 +182,10 @@ class Driver:
     def _on_timer(self) -> None:
         self._timer = None
         self.handle(ev.Tick())
+
+
+def _call(listener: Listener, effect: do.Effect) -> None:
+    try:
+        listener(effect)
+    except Exception:
+        log.exception("a listener failed on %r", effect)

@@ -42,6 +42,7 @@ def setup(level: str = "info", format: str = "text", stream: IO[str] | None = No
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # A full disk or a closed stderr must not make logging write tracebacks about itself.
     logging.raiseExceptions = False
 

@@ -133,7 +133,7 @@ class Observer:
             if job is not None:
                 if self._last.get(uuid, _NO_LEASE).job != job_id:
                     self._last[uuid] = _LastLease(job_id, job.spec.owner.uid)
-                self._inventory.released(uuid, job.spec.owner, job.spec.holder)
+                self._inventory.released(uuid, job.spec.owner, job.holder)
             self._unlooked.add(uuid)
             older = self._looking.pop(uuid, None)
             if older is not None:
@@ -198,7 +198,7 @@ class Observer:
                 self._unlooked.discard(uuid)
             return ev.Seen(uuid, verdict.condition, verdict.message)
         job = self._driver.engine.jobs[device.holder]
-        holder = job.spec.holder
+        holder = job.holder
         if last.job != job.id:
             last = _LastLease(job.id, job.spec.owner.uid)
         verdict = classify(processes, gpu=name, fault=fault, leased_to=holder, known_pids=last.pids)

@@ -55,8 +55,8 @@ class Saver:
         if self._store is None:
             done(True)
             return True
-        changes = self._unsaved.before(changes)
-        self._unsaved = Changes()
+        if self._unsaved:
+            changes, self._unsaved = self._unsaved.before(changes), Changes()
         if not changes:
             done(True)
             return True

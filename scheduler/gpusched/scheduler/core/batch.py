@@ -108,7 +108,7 @@ class BatchSpec:
     environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     working_directory: str = ""
     output_path: str = ""
-    retry: RetryPolicy = RetryPolicy()  # noqa: RUF009 - immutable
+    retry: RetryPolicy = RetryPolicy()
     requeue: bool = False
     dependencies: tuple[Dependency, ...] = ()
     begin_at: float | None = None

@@ -19,6 +19,9 @@ class Due(Enum):
     LIMIT_OVER = "time limit and grace over"
     CANCEL_OVER = "cancel grace over"
     LOOK_AGAIN = "look again"
+    GATE = "begin time or pause over"
+    HOLD_OVER = "hold after a restart over"
+    WINDOW_OVER = "window for coming back over"
 
 
 class Deadlines:

@@ -102,6 +102,15 @@ class CheckDevices:
     job: JobId
 
 
+@dataclass(frozen=True, slots=True)
+class StartRun:
+    """Have a supervisor run a batch job's command under this lease."""
+
+    job: JobId
+    lease: Lease
+    attempt: int
+
+
 Effect: TypeAlias = (
     Accepted
     | Attached
@@ -113,4 +122,5 @@ Effect: TypeAlias = (
     | QueueChanged
     | DevicesChanged
     | CheckDevices
+    | StartRun
 )

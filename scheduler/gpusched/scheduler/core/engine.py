@@ -6,27 +6,25 @@ reads no clock, so the same events give the same effects, in a test, in a replay
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import Any
 
-from gpusched.scheduler.core import admission
+from gpusched.scheduler.core import admission, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
-from gpusched.scheduler.core.deadlines import Deadlines, Due
+from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.effects import Effect, NoticeKind
-from gpusched.scheduler.core.errors import Aborted, NotFound, NotSatisfiable
+from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, NodeInfo
+from gpusched.scheduler.core.moves import Moves
 from gpusched.scheduler.core.planner import Start, plan
-from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.queue import JobQueue
 from gpusched.scheduler.core.settings import Settings
-from gpusched.scheduler.core.states import Finished, Lease, Outcome, Queued, Running, State
+from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
 
 
-class Engine:
-    """The state of one scheduler.
+class Engine(Moves):
+    """One scheduler.
 
     Args:
         nodes: what the inventory found.
@@ -36,30 +34,9 @@ class Engine:
     """
 
     def __init__(
-        self,
-        nodes: tuple[NodeInfo, ...],
-        settings: Settings | None = None,
-        *,
-        first_job: int = 1,
-        first_epoch: int = 1,
+        self, nodes: tuple[NodeInfo, ...], settings: Settings | None = None, *, first_job: int = 1, first_epoch: int = 1
     ) -> None:
-        self.settings = settings or Settings()
-        self.pool = Pool(nodes)
-        self.queue = JobQueue()
-        self.jobs: dict[JobId, Job] = {}
-        self.running: dict[JobId, Job] = {}
-        self.paused: str | None = None
-        #: True when a Pass might start something; the driver then sends one, once for a burst of events.
-        self.pass_wanted = False
-        self._ended: deque[JobId] = deque()
-        self._tokens: dict[bytes, JobId] = {}
-        self._requests: dict[tuple[int, str], JobId] = {}
-        self._deadlines = Deadlines()
-        self._next_job = first_job
-        self._next_epoch = first_epoch
-        self._impatient: list[JobId] = []
-        self._next_look: float | None = None
-        self._out: list[Effect] = []
+        super().__init__(nodes, settings, first_job=first_job, first_epoch=first_epoch)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             ev.Submit: self._on_submit,
             ev.Attach: self._on_attach,
@@ -68,6 +45,10 @@ class Engine:
             ev.Release: self._on_release,
             ev.Cancel: self._on_cancel,
             ev.Update: self._on_update,
+            ev.NotStarted: self._on_not_started,
+            ev.Requeue: self._on_requeue,
+            ev.Force: self._on_force,
+            ev.Halt: self._on_halt,
             ev.Observe: self._on_observe,
             ev.Drain: self._on_drain,
             ev.Pause: self._on_pause,
@@ -97,32 +78,9 @@ class Engine:
         out, self._out = self._out, []
         return out
 
-    # -- questions ---------------------------------------------------------------------------------------
-
-    def next_deadline(self) -> float | None:
-        """When to send a Tick at the latest, None if nothing is due ever."""
-        return self._deadlines.next()
-
-    def job(self, job_id: JobId) -> Job:
-        """Raises NotFound."""
-        found = self.jobs.get(job_id)
-        if found is None:
-            raise NotFound(f"there is no job {job_id} (ended jobs are remembered for a while only)", field="job_id")
-        return found
-
-    def job_by_token(self, token_hash: bytes) -> Job | None:
-        """The job that waits or runs under a secret, None if there is none."""
-        job_id = self._tokens.get(token_hash)
-        return None if job_id is None else self.jobs[job_id]
-
-    def job_by_request(self, uid: int, request_id: str) -> Job | None:
-        """The job that a user's call with this id made, None if there is none that has not ended."""
-        job_id = self._requests.get((uid, request_id))
-        return None if job_id is None else self.jobs[job_id]
-
-    def ended_jobs(self) -> list[Job]:
-        """Remembered jobs that have ended, newest first."""
-        return [self.jobs[job_id] for job_id in reversed(self._ended)]
+    def restore(self, jobs: list[Job], settings: dict[str, str], now: float) -> None:
+        """Take over what an earlier run of the server left, before the first event. See `recovery.restore`."""
+        recovery.restore(self, jobs, settings, now)
 
     def dry_run(self, spec: JobSpec, now: float) -> tuple[Job, tuple[str, ...] | None]:
         """What would become of a job if it were submitted now: the same pass on the same state, then undone.
@@ -130,14 +88,14 @@ class Engine:
         Returns:
             The job as it would be, in the queue's order though not in it, and its devices, None if it would wait.
         """
-        admission.check(spec, self.pool)
-        job = Job(JobId(self._next_job), spec, now, spec.priority, spec.name, Queued(now), spec.token_hash)
+        admission.check(spec, self.pool, self.settings)
+        job = self._new_job(spec, now)
         taken: list[Start] = []
         got: tuple[str, ...] | None = None
         findings = self.queue.findings()
         self.queue.add(job)
-        if self.paused is None:
-            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after):
+        if self._may_start:
+            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after, self.slots):
                 self.pool.take(start.devices, start.job.id)
                 self.queue.remove(start.job)
                 taken.append(start)
@@ -152,25 +110,53 @@ class Engine:
         self.queue.put_back(findings)
         return job, got
 
-    # -- events ------------------------------------------------------------------------------------------
+    # -- asking for GPUs ---------------------------------------------------------------------------------
+
+    def _new_job(self, spec: JobSpec, now: float) -> Job:
+        limit = spec.time_limit if spec.time_limit is not None else self.settings.default_limit
+        if limit is None:
+            limit = self.settings.max_limit
+        return Job(
+            JobId(self._next_job),
+            spec,
+            now,
+            spec.priority,
+            spec.name,
+            Queued(now),
+            spec.token_hash,
+            spec.holder,
+            time_limit=limit,
+        )
 
     def _on_submit(self, event: ev.Submit, now: float) -> None:
-        spec = event.spec
-        admission.check(spec, self.pool)
-        job = Job(JobId(self._next_job), spec, now, spec.priority, spec.name, Queued(now), spec.token_hash)
+        spec, settings = event.spec, self.settings
+        if self.halted is not None:
+            raise Unavailable(self.halted, reason="STORE", retry_after=1.0)
+        admission.check(spec, self.pool, settings)
+        admission.check_room(len(self.queue), settings)
+        job = self._new_job(spec, now)
+        if spec.batch is not None:
+            job.held, job.not_before = spec.batch.held, spec.batch.begin_at
+            job.unmet = admission.unmet(spec.batch, self.jobs, dict(event.ended))
+            self._changes.sync = True
         self._next_job += 1
-        job.note(now, "accepted")
+        job.status = Queued(now, job.gate_at(now))
         self.jobs[job.id] = job
+        self._note(job, now, "accepted")
         if job.token_hash:
             self._tokens[job.token_hash] = job.id
         if spec.request_id:
             self._requests[spec.owner.uid, spec.request_id] = job.id
+        for followed in job.unmet:
+            self._followers.setdefault(JobId(followed), []).append(job.id)
         self.queue.add(job)
         if spec.immediate or spec.max_wait == 0:
             # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
         if spec.max_wait:
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
+        if job.not_before is not None and job.not_before > now:
+            self._deadlines.add(job.not_before, Due.GATE, job.id)
         self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QueueChanged()]
         self.pass_wanted = True
 
@@ -179,13 +165,15 @@ class Engine:
         if isinstance(job.status, Finished):
             raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
         job.attachment += 1
+        if event.holder is not None:
+            job.holder = event.holder
         if event.token_hash:
             self._tokens.pop(job.token_hash, None)
             job.token_hash = event.token_hash
             self._tokens[event.token_hash] = job.id
-        job.note(now, "re-attached")
-        if isinstance(job.status, Queued) and not job.status.awake:
-            self._requeue(job, Queued(job.status.since), now, "awake again")
+        if job.spec.batch is None:
+            self._note(job, now, "re-attached")
+        self._present(job, now)
         self._out.append(do.Attached(job.id, job.attachment))
 
     def _on_leave(self, event: ev.Leave, now: float) -> None:
@@ -193,26 +181,27 @@ class Engine:
         if job is None or job.attachment != event.attachment:
             return
         match job.status:
-            case Queued():
+            case Queued() if job.spec.batch is None:
                 self._end(job, now, State.CANCELLED, Outcome(message="left the queue"))
             case Running() if job.cancelling is not None:
-                self._end(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]))
+                self._finish_run(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]))
             case Running():
-                self._end(job, now, State.LOST, Outcome(message="its holder went away without a word"))
-            case Finished():
-                pass
+                who = "supervisor" if job.spec.batch is not None else "holder"
+                self._finish_run(job, now, State.LOST, Outcome(message=f"its {who} went away without a word"))
             case _:
-                assert_never(job.status)
+                pass
 
     def _on_confirm(self, event: ev.Confirm, now: float) -> None:
         job = self.job(event.job)
         match job.status:
             case Running(lease=lease) if lease.epoch == event.epoch:
                 if not job.status.confirmed:
-                    job.move(Running(job.status.since, lease, confirmed=True), now, "confirmed")
-            case Queued(awake=False):
+                    job.losses = 0
+                    self._move(job, Running(job.status.since, lease, confirmed=True), now, "confirmed")
+                    self._out.append(do.JobChanged(job.id))
+            case Queued(gate=Gate.UNCONFIRMED):
                 # A late answer is a sign of life: it counts among those who wait again, at its old place.
-                self._requeue(job, Queued(job.status.since, awake=True), now, "awake again")
+                self._present(job, now)
                 raise Aborted(
                     "the grant was not confirmed in time and was taken back; the job waits again at its old place",
                     reason="GRANT_EXPIRED",
@@ -223,18 +212,18 @@ class Engine:
                 raise Aborted("the grant was superseded by a newer one", reason="GRANT_EXPIRED")
             case Finished():
                 raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
-            case _:
-                assert_never(job.status)
+
+    # -- ending ------------------------------------------------------------------------------------------
 
     def _on_release(self, event: ev.Release, now: float) -> None:
         job = self.job(event.job)
         if not isinstance(job.status, Running) or job.status.lease.epoch != event.epoch:
             raise Aborted(f"job {job.id} does not hold that lease (any more)", reason="LEASE_LOST")
         outcome = event.outcome
-        if event.timed_out:
-            state, said = State.TIMED_OUT, "reached its time limit"
-        elif job.cancelling is not None:
+        if job.cancelling is not None:
             state, said = State.CANCELLED, job.cancelling[0]
+        elif event.timed_out:
+            state, said = State.TIMED_OUT, "reached its time limit"
         elif outcome.signal:
             state, said = State.FAILED, f"killed by signal {outcome.signal}"
         elif outcome.exit_status:
@@ -244,7 +233,12 @@ class Engine:
         else:
             state, said = State.COMPLETED, "released"
         message = f"{said}: {outcome.message}" if outcome.message else said
-        self._end(job, now, state, Outcome(outcome.exit_status, outcome.signal, message))
+        self._finish_run(job, now, state, Outcome(outcome.exit_status, outcome.signal, message), event.usage)
+
+    def _on_not_started(self, event: ev.NotStarted, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None and job.lease is not None and job.lease.epoch == event.epoch:
+            self._finish_run(job, now, State.LOST, Outcome(message=event.message), reason="LEASE_REVOKED")
 
     def _on_cancel(self, event: ev.Cancel, now: float) -> None:
         job = self.job(event.job)
@@ -252,43 +246,92 @@ class Engine:
             case Queued():
                 self._end(job, now, State.CANCELLED, Outcome(message=event.message), "JOB_CANCELLED")
             case Running():
-                if job.cancelling is None:
-                    deadline = now + self.settings.end_grace
-                    job.cancelling = (event.message, deadline)
-                    self._deadlines.add(deadline, Due.CANCEL_OVER, job.id, job.status.lease.epoch)
-                    job.note(now, f"asked to end: {event.message}")
-                    self._out += [
-                        do.Notify(job.id, NoticeKind.CANCEL, event.message, deadline),
-                        do.JobChanged(job.id),
-                    ]
+                job.requeue_asked = False
+                self._ask_to_end(job, event.message, now)
             case Finished():
                 raise NotSatisfiable(
                     f"job {job.id} has ended already ({job.state.value.replace('_', ' ')})",
                     reason="JOB_ENDED",
                     field="job_id",
                 )
-            case _:
-                assert_never(job.status)
+
+    def _on_requeue(self, event: ev.Requeue, now: float) -> None:
+        job = self.job(event.job)
+        if job.spec.batch is None or not isinstance(job.status, Running):
+            what = "it is no batch job" if job.spec.batch is None else f"it is {job.state.value}"
+            raise NotSatisfiable(f"job {job.id} cannot be queued again: {what}", field="job_id")
+        job.requeue_asked = True
+        self._ask_to_end(job, event.message, now)
+
+    def _ask_to_end(self, job: Job, message: str, now: float) -> None:
+        lease = job.lease
+        if job.cancelling is not None or lease is None:
+            return
+        deadline = now + self._grace(job)
+        job.cancelling = (message, deadline)
+        self._deadlines.add(deadline, Due.CANCEL_OVER, job.id, lease.epoch)
+        self._note(job, now, f"asked to end: {message}")
+        self._out += [do.Notify(job.id, NoticeKind.CANCEL, message, deadline), do.JobChanged(job.id)]
+
+    def _on_force(self, event: ev.Force, now: float) -> None:
+        job = self.job(event.job)
+        allowed = [state for state in LEGAL_MOVES[job.state] if state is not State.RUNNING]
+        if event.state not in allowed:
+            names = ", ".join(state.name for state in allowed)
+            raise NotSatisfiable(
+                f"state: job {job.id} is {job.state.name}; it can be moved to {names or 'no other state'}",
+                reason="ILLEGAL_MOVE",
+                field="state",
+            )
+        outcome = Outcome(message=event.message)
+        if event.state is State.QUEUED:
+            self._let_go(job, now)
+            job.cancelling = None
+            self._wait(job, now, None if job.spec.batch else Gate.UNCONFIRMED, event.message)
+            self._out.append(do.Ended(job.id, State.CANCELLED, event.message, "LEASE_REVOKED"))
+            return
+        self._end(job, now, event.state, outcome, "LEASE_REVOKED" if job.lease else "JOB_CANCELLED")
+
+    # -- changing ----------------------------------------------------------------------------------------
 
     def _on_update(self, event: ev.Update, now: float) -> None:
-        job = self.job(event.job)
+        job = self.job(event.job, "job.id")
         if isinstance(job.status, Finished):
             raise NotSatisfiable(f"job {job.id} has ended and cannot be changed", reason="JOB_ENDED", field="job.id")
-        if event.priority is not None:
-            admission.check_priority(event.priority)
-        if event.name is not None:
-            admission.check_name(event.name)
+        admission.check_update(event, job, self.settings)
+        by = f" by {event.by}" if event.by else ""
         if event.priority is not None and event.priority != job.priority:
-            job.note(now, f"priority {job.priority} -> {event.priority}{event.by and f' by {event.by}'}")
+            old = job.priority
             if job not in self.queue:
                 job.priority = event.priority
             else:
                 self.queue.change_priority(job, event.priority)
                 self._out.append(do.QueueChanged())
                 self.pass_wanted = True
+            self._note(job, now, f"priority {old} -> {job.priority}{by}")
         if event.name is not None:
             job.name = event.name
+        if event.time_limit is not None:
+            job.time_limit = event.time_limit
+            self._note(job, now, f"time limit {event.time_limit:g} s{by}")
+        if event.held is not None and event.held != job.held:
+            job.held = event.held
+            self._regate(job, now, f"{'held' if job.held else 'no longer held'}{by}")
+        self._changes.jobs[job.id] = job
         self._out.append(do.JobChanged(job.id))
+
+    def _on_halt(self, event: ev.Halt, now: float) -> None:
+        self.halted = event.reason
+        self._out.append(do.QueueChanged())
+        self.pass_wanted = True
+
+    def _on_pause(self, event: ev.Pause, now: float) -> None:
+        self.paused = event.reason
+        self._changes.settings[recovery.PAUSED] = event.reason
+        self._out.append(do.QueueChanged())
+        self.pass_wanted = True
+
+    # -- devices -----------------------------------------------------------------------------------------
 
     def _on_observe(self, event: ev.Observe, now: float) -> None:
         changed = []
@@ -315,9 +358,12 @@ class Engine:
         if event.node:
             self.pool.drain_node(event.node, event.reason)
             devices = tuple(device.uuid for device in self.pool.nodes[event.node].devices)
+            self._changes.settings[recovery.DRAINED_NODE + event.node] = event.reason
         else:
             self.pool.drain(event.devices, event.reason)
             devices = event.devices
+            for uuid in devices:
+                self._changes.settings[recovery.DRAINED + uuid] = event.reason
         if event.reason is not None:
             what = f"node {event.node}" if event.node else "a GPU of this lease"
             told = {holder for uuid in devices if (holder := self.pool.devices[uuid].holder) is not None}
@@ -327,16 +373,17 @@ class Engine:
         self._out += [do.DevicesChanged(devices), do.QueueChanged()]
         self.pass_wanted = True
 
-    def _on_pause(self, event: ev.Pause, now: float) -> None:
-        self.paused = event.reason
-        self._out.append(do.QueueChanged())
-        self.pass_wanted = True
+    # -- the pass ----------------------------------------------------------------------------------------
+
+    @property
+    def _may_start(self) -> bool:
+        return self.paused is None and self.halted is None and not self.holding
 
     def _on_pass(self, event: ev.Pass, now: float) -> None:
         self.pass_wanted = False
-        if self.paused is None:
+        if self._may_start:
             started = False
-            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after):
+            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after, self.slots):
                 self._start(start, now)
                 started = True
             if started:
@@ -363,12 +410,12 @@ class Engine:
 
     def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
         """Whether a deadline may still come to mean something."""
-        if what is Due.LOOK_AGAIN:
+        if what in (Due.LOOK_AGAIN, Due.HOLD_OVER, Due.WINDOW_OVER):
             return True
         job = self.jobs.get(job_id)
         match job and job.status:
             case Queued():
-                return what is Due.MAX_WAIT
+                return what in (Due.MAX_WAIT, Due.GATE)
             case Running(lease=lease, confirmed=confirmed):
                 # An unconfirmed grant may be taken back, and then the wait goes on.
                 return not confirmed if what is Due.MAX_WAIT else lease.epoch == epoch
@@ -378,106 +425,38 @@ class Engine:
     def _expire(self, now: float) -> None:
         while (due := self._deadlines.pop_due(now)) is not None:
             what, job_id, epoch = due
-            if what is Due.LOOK_AGAIN:
-                self._next_look = None
-                self.pass_wanted = True
-                self._out.append(do.QueueChanged())
-                continue
-            job = self.jobs.get(job_id)
-            if job is None:
-                continue
-            match what, job.status:
-                case Due.MAX_WAIT, Queued():
-                    self._give_up(job, now)
-                case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
+            match what:
+                case Due.LOOK_AGAIN:
+                    self._next_look = None
+                    self.pass_wanted = True
+                    self._out.append(do.QueueChanged())
+                case Due.HOLD_OVER:
+                    recovery.pass_over_absent(self, now)
+                case Due.WINDOW_OVER:
+                    recovery.give_up_absent(self, now)
+                case _:
+                    job = self.jobs.get(job_id)
+                    if job is not None:
+                        self._fall_due(what, job, epoch, now)
+
+    def _fall_due(self, what: Due, job: Job, epoch: int, now: float) -> None:
+        match what, job.status:
+            case Due.MAX_WAIT, Queued():
+                self._give_up(job, now)
+            case Due.GATE, Queued(gate=Gate.BEGIN_TIME | Gate.BACKOFF):
+                if job.gate_at(now) is None:
+                    self._regate(job, now, "its time to start has come")
+            case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
+                if job.spec.batch is None:
                     self._withdraw(job, lease, now)
-                case Due.LIMIT_NEAR, Running(lease=lease) if lease.epoch == epoch:
-                    self._out.append(
-                        do.Notify(job.id, NoticeKind.TIME_LIMIT, "the time limit is near", lease.expires_at)
-                    )
-                case Due.LIMIT_OVER, Running(lease=lease) if lease.epoch == epoch:
-                    self._end(job, now, State.TIMED_OUT, Outcome(message="outlived its time limit"), "LEASE_REVOKED")
-                case Due.CANCEL_OVER, Running(lease=lease) if lease.epoch == epoch and job.cancelling:
-                    message = job.cancelling[0]
-                    self._end(job, now, State.CANCELLED, Outcome(message=message), "LEASE_REVOKED")
-
-    # -- moves -------------------------------------------------------------------------------------------
-
-    def _start(self, start: Start, now: float) -> None:
-        job, settings = start.job, self.settings
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        limit = job.spec.time_limit
-        confirm_by = None if job.spec.auto_confirm else now + settings.confirm_within
-        lease = Lease(epoch, start.devices, now, confirm_by, None if limit is None else now + limit)
-        self.queue.remove(job)
-        self.pool.take(start.devices, job.id)
-        self.running[job.id] = job
-        job.move(Running(now, lease, confirmed=job.spec.auto_confirm), now, f"granted {len(start.devices)} GPU(s)")
-        if confirm_by is not None:
-            self._deadlines.add(confirm_by, Due.CONFIRM, job.id, epoch)
-        if limit is not None and lease.expires_at is not None:
-            near = lease.expires_at - min(settings.limit_notice, limit / 10)
-            self._deadlines.add(near, Due.LIMIT_NEAR, job.id, epoch)
-            self._deadlines.add(lease.expires_at + settings.end_grace, Due.LIMIT_OVER, job.id, epoch)
-        self._out += [do.Granted(job.id, lease), do.JobChanged(job.id), do.DevicesChanged(start.devices)]
-
-    def _withdraw(self, job: Job, lease: Lease, now: float) -> None:
-        """Take an unconfirmed grant back. The holder never said that it ran anything, but look all the same."""
-        spec = job.spec
-        if job.cancelling is not None:
-            self._end(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]), "JOB_CANCELLED")
-            return
-        if spec.immediate or (spec.max_wait is not None and now >= job.submitted_at + spec.max_wait):
-            self._give_up(job, now)
-            return
-        del self.running[job.id]
-        self.pool.give_back(lease.devices, Condition.CHECKING)
-        job.move(Queued(job.submitted_at, awake=False), now, "did not confirm its grant in time; passed over")
-        self.queue.add(job)
-        self._out += [
-            do.Withdrawn(job.id, lease.epoch),
-            do.JobChanged(job.id),
-            do.QueueChanged(),
-            do.DevicesChanged(lease.devices),
-            do.CheckDevices(lease.devices, job.id),
-        ]
-        self.pass_wanted = True
-
-    def _requeue(self, job: Job, status: Queued, now: float, message: str) -> None:
-        self.queue.remove(job)
-        job.move(status, now, message)
-        self.queue.add(job)
-        self._out += [do.JobChanged(job.id), do.QueueChanged()]
-        self.pass_wanted = True
-
-    def _give_up(self, job: Job, now: float) -> None:
-        """End a job that has waited for as long as it was to, or was not to wait at all."""
-        if job.lease is not None:
-            text = "did not confirm its grant in time, and was not to wait any longer"
-        elif job.spec.immediate:
-            text = "could not start at once"
-        else:
-            text = f"waited {job.spec.max_wait or 0:.10g} s, the most it was to wait"
-        reason = "NO_GPU_FREE" if job.spec.immediate else "MAX_WAIT"
-        self._end(job, now, State.CANCELLED, Outcome(message=text), reason)
-
-    def _end(self, job: Job, now: float, state: State, outcome: Outcome, reason: str = "") -> None:
-        lease = job.lease
-        if lease is None:
-            self.queue.remove(job)
-            self._out.append(do.QueueChanged())
-        else:
-            del self.running[job.id]
-            self.pool.give_back(lease.devices, Condition.CHECKING)
-        job.move(Finished(now, state, outcome, lease), now, outcome.message)
-        self._tokens.pop(job.token_hash, None)
-        request_id = (job.spec.owner.uid, job.spec.request_id)
-        if self._requests.get(request_id) == job.id:
-            del self._requests[request_id]
-        self._ended.append(job.id)
-        if len(self._ended) > self.settings.keep_ended:
-            del self.jobs[self._ended.popleft()]
-        self._out += [do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id)]
-        if lease is not None:
-            self._out += [do.DevicesChanged(lease.devices), do.CheckDevices(lease.devices, job.id)]
-        self.pass_wanted = True
+                else:
+                    outcome = Outcome(message="its supervisor did not come for the lease in time")
+                    self._finish_run(job, now, State.LOST, outcome, reason="LEASE_REVOKED")
+            case Due.LIMIT_NEAR, Running(lease=lease) if lease.epoch == epoch:
+                self._out.append(do.Notify(job.id, NoticeKind.TIME_LIMIT, "the time limit is near", lease.expires_at))
+            case Due.LIMIT_OVER, Running(lease=lease) if lease.epoch == epoch:
+                outcome = Outcome(message="outlived its time limit")
+                self._finish_run(job, now, State.TIMED_OUT, outcome, reason="LEASE_REVOKED")
+            case Due.CANCEL_OVER, Running(lease=lease) if lease.epoch == epoch and job.cancelling:
+                outcome = Outcome(message=job.cancelling[0])
+                self._finish_run(job, now, State.CANCELLED, outcome, reason="LEASE_REVOKED")

@@ -14,16 +14,26 @@ class DomainError(Exception):
         reason: UPPER_SNAKE_CASE constant for programs.
         field: the request field at fault, if one is.
         retry_after: seconds after which trying again may help, if it may.
+        metadata: more facts for programs.
     """
 
     default_reason = "FAILED"
 
-    def __init__(self, message: str, *, reason: str = "", field: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        retry_after: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
         self.field = field
         self.retry_after = retry_after
+        self.metadata = metadata or {}
 
 
 class Invalid(DomainError):

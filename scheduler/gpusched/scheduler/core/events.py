@@ -5,27 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from gpusched.scheduler.core.batch import Usage
 from gpusched.scheduler.core.jobs import JobId, JobSpec
-from gpusched.scheduler.core.model import Condition
-from gpusched.scheduler.core.states import Outcome
+from gpusched.scheduler.core.model import Condition, Holder
+from gpusched.scheduler.core.states import Outcome, State
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Somebody asks for GPUs. Raises Invalid, NotSatisfiable, Exhausted."""
+    """Somebody asks for GPUs, or for a command to be run. Raises Invalid, NotSatisfiable, NotFound, Exhausted.
+
+    `ended` has the states of jobs that it follows and that the engine has forgotten.
+    """
 
     spec: JobSpec
+    ended: tuple[tuple[int, State], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
     """Another stream takes over a job's ticket; the end of the old one will mean nothing.
 
-    A new secret replaces the old one where `token_hash` is given. Raises NotFound, Aborted.
+    A new secret replaces the old one where `token_hash` is given, and a new holder process the old. Raises NotFound, Aborted.
     """
 
     job: JobId
     token_hash: bytes = b""
+    holder: Holder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class Release:
     epoch: int
     outcome: Outcome
     timed_out: bool = False
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,42 @@ class Update:
     job: JobId
     priority: int | None = None
     name: str | None = None
+    held: bool | None = None
+    time_limit: float | None = None
     by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """A batch job's supervisor could not be started."""
+
+    job: JobId
+    epoch: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """End a batch job's run and queue it again. Raises NotFound, NotSatisfiable."""
+
+    job: JobId
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Force:
+    """An administrator moves a job by hand, along a legal move. Raises NotFound, NotSatisfiable."""
+
+    job: JobId
+    state: State
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """State cannot be saved: start nothing, take nothing on. `reason` None goes on."""
+
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +159,21 @@ class Tick:
     """Nothing but the passing of time."""
 
 
-Event: TypeAlias = Submit | Attach | Leave | Confirm | Release | Cancel | Update | Observe | Drain | Pause | Pass | Tick
+Event: TypeAlias = (
+    Submit
+    | Attach
+    | Leave
+    | Confirm
+    | Release
+    | Cancel
+    | Update
+    | NotStarted
+    | Requeue
+    | Force
+    | Halt
+    | Observe
+    | Drain
+    | Pause
+    | Pass
+    | Tick
+)

@@ -9,7 +9,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.pool import Device, DeviceState
 from gpusched.scheduler.core.queue import Verdict
-from gpusched.scheduler.core.states import Queued
+from gpusched.scheduler.core.states import Gate, Queued
 
 #: At most so many GPUs in the way are listed.
 MAX_BLOCKERS = 16
@@ -23,6 +23,13 @@ class Code(Enum):
     UNCONFIRMED = "unconfirmed"
     STARTING = "starting"
     READY = "ready"
+    HELD = "held"
+    DEPENDENCY = "dependency"
+    BEGIN_TIME = "begin time"
+    BACKOFF = "backoff"
+    REATTACH = "reattach"
+    LIMIT = "limit"
+    STORE = "store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Reason:
     free: int = 0
     blockers: tuple[Blocker, ...] = ()
     ahead: JobId | None = None
+    until: float | None = None  # on the engine's clock
 
 
 def explain(engine: Engine, job: Job) -> Reason | None:
@@ -55,10 +63,11 @@ def explain(engine: Engine, job: Job) -> Reason | None:
         return None
     request = job.request
     needed = request.gpus
-    if engine.paused is not None:
-        return Reason(Code.PAUSED, _paused_text(engine.paused), needed)
-    if not job.status.awake:
-        return Reason(Code.UNCONFIRMED, "it was offered GPUs and did not answer; passed over until it does", needed)
+    if job.status.gate is not None:
+        return _gated(job, job.status.gate, needed)
+    stopped = _stopped(engine, needed)
+    if stopped is not None:
+        return stopped
     found = engine.queue.classes[request]
     first = engine.queue.job(found.keys.first() or job.key)
     if found.verdict is Verdict.UNSEEN:
@@ -84,8 +93,9 @@ def explain(engine: Engine, job: Job) -> Reason | None:
 def foresee(engine: Engine, job: Job) -> Reason:
     """Why a job that is not in the queue would wait if it were (a dry run's job)."""
     needed, free = job.request.gpus, engine.pool.free(job.request)
-    if engine.paused is not None:
-        return Reason(Code.PAUSED, _paused_text(engine.paused), needed)
+    stopped = _stopped(engine, needed)
+    if stopped is not None:
+        return stopped
     eligible = engine.pool.eligible(job.request)
     firsts = [
         first
@@ -134,6 +144,38 @@ def device_text(engine: Engine, device: Device) -> str:
     if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
         return f"drained: {drained}" if drained else "drained"
     return device.message
+
+
+def _stopped(engine: Engine, needed: int) -> Reason | None:
+    """What keeps everybody from starting, None if nothing does."""
+    if engine.halted is not None:
+        return Reason(Code.STORE, f"nothing is started while state cannot be saved: {engine.halted}", needed)
+    if engine.paused is not None:
+        return Reason(Code.PAUSED, _paused_text(engine.paused), needed)
+    if engine.holding:
+        return Reason(Code.REATTACH, "the scheduler has just restarted and waits for its clients to come back", needed)
+    if engine.slots == 0:
+        most = engine.settings.max_running
+        return Reason(Code.LIMIT, f"{most} jobs run, which is the most that may (max-running)", needed)
+    return None
+
+
+def _gated(job: Job, gate: Gate, needed: int) -> Reason:
+    match gate:
+        case Gate.UNCONFIRMED:
+            return Reason(Code.UNCONFIRMED, "it was offered GPUs and did not answer; passed over until it does", needed)
+        case Gate.REATTACH:
+            return Reason(Code.REATTACH, "its client is not back since the scheduler restarted; passed over", needed)
+        case Gate.HELD:
+            return Reason(Code.HELD, "it is held until it is released", needed)
+        case Gate.DEPENDENCY:
+            jobs = ", ".join(str(each) for each in sorted(job.unmet)[:5]) + (", …" if len(job.unmet) > 5 else "")
+            return Reason(Code.DEPENDENCY, f"waits for the end of job {jobs}", needed)
+        case Gate.BEGIN_TIME:
+            return Reason(Code.BEGIN_TIME, "its begin time is yet to come", needed, until=job.not_before)
+        case Gate.BACKOFF:
+            failed = f"attempt {job.attempt} failed; it is tried again after a pause"
+            return Reason(Code.BACKOFF, failed, needed, until=job.not_before)
 
 
 def _behind(job: Job, needed: int, free: int) -> Reason:

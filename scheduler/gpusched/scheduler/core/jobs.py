@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
+from gpusched.scheduler.core.batch import Attempt, BatchSpec
 from gpusched.scheduler.core.errors import IllegalMove
 from gpusched.scheduler.core.model import Holder, Owner, Request
-from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Lease, Queued, Running, State, Status, state_of
+from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Lease, Queued, Running, State, Status, state_of
 
 JobId = NewType("JobId", int)
 
@@ -32,6 +33,7 @@ class JobSpec:
         auto_confirm: a grant needs no confirmation.
         token_hash: hash of the secret that re-attaches to it.
         request_id: the client's own id for the call, against duplicates; empty for none.
+        batch: the command and how it is run, None for interactive work.
     """
 
     owner: Owner
@@ -47,6 +49,7 @@ class JobSpec:
     holder: Holder | None = None
     token_hash: bytes = field(default=b"", repr=False)
     request_id: str = ""
+    batch: BatchSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,27 @@ class Job:
     name: str
     status: Status
     token_hash: bytes = field(default=b"", repr=False)
+    #: The process at the other end of its stream, where known.
+    holder: Holder | None = None
     #: Counts the streams that held this ticket; the end of an older one means nothing.
     attachment: int = 1
     #: Set while somebody asked a running job to end: what to say, and when it will be made to.
     cancelling: tuple[str, float] | None = None
+    #: Seconds its work may take, None for no limit.
+    time_limit: float | None = None
+    #: Runs of a batch job: so far, failed ones, and ones lost in a row.
+    attempt: int = 0
+    failures: int = 0
+    losses: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+    #: Its owner does not want it started.
+    held: bool = False
+    #: Not to be started before: begin time, or the pause after a failure.
+    not_before: float | None = None
+    #: Jobs that it follows and that have not ended.
+    unmet: set[int] = field(default_factory=set)
+    #: The run under way is to be queued again when it ends.
+    requeue_asked: bool = False
     history: list[HistoryLine] = field(default_factory=list)
 
     @property
@@ -116,6 +136,16 @@ class Job:
         if len(self.history) > HISTORY_LINES:
             # The first line (how it came to be) is worth more than the second.
             del self.history[1]
+
+    def gate_at(self, now: float) -> Gate | None:
+        """What keeps it from being considered, of all that it knows itself."""
+        if self.held:
+            return Gate.HELD
+        if self.unmet:
+            return Gate.DEPENDENCY
+        if self.not_before is not None and now < self.not_before:
+            return Gate.BACKOFF if self.attempt else Gate.BEGIN_TIME
+        return None
 
     @property
     def started_at(self) -> float | None:

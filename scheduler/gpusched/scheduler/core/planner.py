@@ -25,7 +25,7 @@ class Start:
     devices: tuple[str, ...]
 
 
-def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float) -> Iterator[Start]:
+def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots: int | None = None) -> Iterator[Start]:
     """Decide what starts. The caller performs each start (queue and pool change) before it asks for the next.
 
     Cost: O(k log k) for k classes of equal requests, and O(log n) for each start; independent of how many wait.
@@ -33,6 +33,7 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float) -> Ite
     Args:
         now: seconds of the engine's clock.
         set_aside_after: seconds that a job may block others while its devices are out of service.
+        slots: at most so many starts, None for any number.
     """
     heads: list[tuple[Key, int, JobClass]] = [
         (first, number, found)
@@ -42,7 +43,7 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float) -> Ite
     heapify(heads)
     blocked: set[str] = set()
     blockers: list[tuple[frozenset[str], JobId]] = []
-    while heads:
+    while heads and slots != 0:
         key, number, found = heappop(heads)
         if found.eligible is None:
             found.eligible = pool.eligible(found.request)
@@ -51,6 +52,7 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float) -> Ite
         devices = None if behind else pool.place(found.request)
         if devices is not None:
             following = found.keys.after(key)
+            slots = None if slots is None else slots - 1
             yield Start(queue.job(key), devices)
             if following is not None:
                 heappush(heads, (following, number, found))

@@ -160,7 +160,8 @@ class Pool:
         ones the earliest. Lowest indices within a node.
         """
         eligible = self.eligible(request)
-        nodes = [self.nodes[request.node]] if request.node else list(self.nodes.values())
+        # A node may be gone that a job kept from before a restart asks for.
+        nodes = [node for name, node in self.nodes.items() if request.node in ("", name)]
         whole = len(eligible) == len(self.devices)
         choices: list[tuple[Node, list[int]]] = []
         for node in nodes:
@@ -198,6 +199,15 @@ class Pool:
             device.previous, device.holder = device.holder, None
             if device.condition is not Condition.UNHEALTHY:
                 device.condition, device.message = condition, ""
+            self._refresh(device)
+
+    def claim(self, uuids: Iterable[str], job: JobId) -> None:
+        """Give devices to a job that had them before a restart, whatever their condition."""
+        for uuid in uuids:
+            device = self.devices[uuid]
+            if device.holder is not None:
+                raise AssertionError(f"device {uuid} is leased to jobs {device.holder} and {job}")
+            device.holder = job
             self._refresh(device)
 
     def untake(self, uuids: Iterable[str]) -> None:

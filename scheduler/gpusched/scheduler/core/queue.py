@@ -67,6 +67,11 @@ class JobQueue:
         if job.awake:
             self._class(job.request).keys.add(job.key)
 
+    @property
+    def considered(self) -> int:
+        """How many of them a pass may start; the others have a gate."""
+        return sum(len(found.keys) for found in self.classes.values())
+
     def remove(self, job: Job) -> None:
         """Take a job out. Its key and wakefulness must be those it was added with."""
         del self._jobs[job.id]

@@ -17,7 +17,14 @@ class Settings:
         end_grace: from the word that a job must end until its lease is taken.
         limit_notice: how long before its time limit a holder is told; a tenth of the limit if that is less.
         set_aside_after: how long a job may block others while its devices are out of service.
-        keep_ended: how many ended jobs are remembered.
+        keep_ended: how many ended jobs are remembered here (the store keeps more).
+        start_within: how long a supervisor has to come for its batch job's lease.
+        hold_after_restart: how long the queue waits for clients to come back before it passes over the missing.
+        window: how long after a restart holders and waiters have to come back.
+        max_queue: most jobs that may wait, 0 for no limit (a count).
+        max_running: most jobs that may run, 0 for no limit (a count).
+        default_limit: time limit of jobs that name none, None for none.
+        max_limit: longest time limit that may be asked for, None for any; jobs that name none get it.
     """
 
     confirm_within: float = 5.0
@@ -25,3 +32,10 @@ class Settings:
     limit_notice: float = 60.0
     set_aside_after: float = 60.0
     keep_ended: int = 2000
+    start_within: float = 30.0
+    hold_after_restart: float = 2.0
+    window: float = 30.0
+    max_queue: int = 0
+    max_running: int = 0
+    default_limit: float | None = None
+    max_limit: float | None = None

@@ -45,6 +45,11 @@ LEGAL_MOVES: dict[State, tuple[State, ...]] = {
 }
 
 
+#: An epoch has the server's (synced) count of starts above so many bits, and a running number below: it never goes
+#: back, whatever a power loss takes.
+EPOCH_BITS = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A job's hold on particular GPUs.
@@ -63,7 +68,8 @@ class Lease:
 
     @property
     def id(self) -> str:
-        return f"L{self.epoch}"
+        """For people: start of the server and number within it."""
+        return f"L{self.epoch >> EPOCH_BITS}.{self.epoch & ((1 << EPOCH_BITS) - 1)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,27 @@ class Outcome:
     message: str = ""
 
 
+class Gate(Enum):
+    """What keeps a waiting job from being considered at all; it keeps its rank meanwhile."""
+
+    UNCONFIRMED = "unconfirmed"  # it did not confirm a grant; until it answers
+    REATTACH = "reattach"  # the server restarted; until its client is back
+    HELD = "held"
+    DEPENDENCY = "dependency"
+    BEGIN_TIME = "begin time"
+    BACKOFF = "backoff"
+
+
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Waiting. `awake` is False for one that did not confirm a grant: it keeps its rank and is passed over."""
+    """Waiting. One with a gate keeps its rank and is passed over."""
 
     since: float
-    awake: bool = True
+    gate: Gate | None = None
+
+    @property
+    def awake(self) -> bool:
+        return self.gate is None
 
 
 @dataclass(frozen=True, slots=True)

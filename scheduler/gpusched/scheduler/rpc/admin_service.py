@@ -10,6 +10,8 @@ import grpc
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.errors import Invalid, NotFound
 from gpusched.scheduler.core.pool import Device
+from gpusched.scheduler.core.states import State
+from gpusched.scheduler.doctor import diagnose
 from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.errors import guarded
@@ -61,6 +63,35 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._driver.handle(ev.Pause(None))
         log_event(log, "resume", user=user)
         return admin_pb2.ResumeSchedulingResponse()
+
+    @guarded
+    async def SetJobState(  # noqa: N802
+        self, request: admin_pb2.SetJobStateRequest, context: Context
+    ) -> admin_pb2.SetJobStateResponse:
+        caller = self._services.callers.identify(context)
+        self._services.callers.require_admin(caller, "moving a job by hand")
+        job = self._engine.job(convert.job_id(request.job_id))
+        state = convert.STATES_BACK.get(request.state)
+        why = _reason(request.reason)
+        if state is None:
+            allowed = ", ".join(f"JOB_STATE_{each.name}" for each in State)
+            raise Invalid(f"state: {request.state} is no job state; allowed are {allowed}", field="state")
+        if not why:
+            raise Invalid("reason: is empty; say why, it is kept in the job's history", field="reason")
+        self._driver.handle(ev.Force(job.id, state, f"moved by hand by {caller.owner.name}: {why}"))
+        log_event(log, "set state", user=caller.owner.name, job=job.id, state=state.value, reason=why)
+        await self._driver.saved()
+        return admin_pb2.SetJobStateResponse(job=self._services.show(job, caller, history=True))
+
+    @guarded
+    async def Diagnose(  # noqa: N802
+        self, request: admin_pb2.DiagnoseRequest, context: Context
+    ) -> admin_pb2.DiagnoseResponse:
+        self._admin(context, "diagnose")
+        findings = await diagnose(self._services)
+        return admin_pb2.DiagnoseResponse(
+            findings=[admin_pb2.Finding(area=each.area, ok=each.ok, message=each.message) for each in findings]
+        )
 
     def _admin(self, context: Context, what: str) -> str:
         caller = self._services.callers.identify(context)

@@ -56,7 +56,7 @@ def to_status(error: errors.DomainError) -> status_pb2.Status:
     code = CODES[type(error)]
     text = _short(error.message)
     status = status_pb2.Status(code=code.value[0], message=text)
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))

@@ -13,12 +13,13 @@ from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.errors import Aborted, Denied, Invalid
-from gpusched.scheduler.core.jobs import Job, JobSpec
+from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Holder, Owner
 from gpusched.scheduler.core.states import Queued, Running
 from gpusched.scheduler.desk import Superseded, Ticket
 from gpusched.scheduler.identity import process_start_ticks, process_uid
 from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.batch_convert import usage_of
 from gpusched.scheduler.rpc.callers import Caller
 from gpusched.scheduler.rpc.errors import ENDINGS, guarded
 from gpusched.scheduler.rpc.services import Services
@@ -53,7 +54,11 @@ class LeaseService:
         if isinstance(job.status, Running):
             # A re-attached holder is told again what it has; a new job's grant comes from the pass.
             ticket.put(do.Granted(job.id, job.status.lease))
+            if job.cancelling is not None:
+                ticket.put(do.Notify(job.id, do.NoticeKind.CANCEL, *job.cancelling))
         try:
+            # Saved before it is told, so that a place once told outlives the server.
+            await self._driver.saved()
             await context.write(
                 scheduler_pb2.AcquireResponse(
                     accepted=scheduler_pb2.Accepted(
@@ -75,6 +80,7 @@ class LeaseService:
     ) -> scheduler_pb2.ConfirmResponse:
         job = self._held(request, self._services.callers.identify(context))
         self._driver.handle(ev.Confirm(job.id, request.epoch))
+        await self._driver.saved()
         return scheduler_pb2.ConfirmResponse()
 
     @guarded
@@ -83,7 +89,9 @@ class LeaseService:
     ) -> scheduler_pb2.ReleaseResponse:
         job = self._held(request, self._services.callers.identify(context))
         outcome = convert.outcome_of(request.outcome)
-        self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out))
+        usage = usage_of(request.usage) if request.HasField("usage") else None
+        self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out, usage))
+        await self._driver.saved()
         return scheduler_pb2.ReleaseResponse()
 
     # -- the stream ----------------------------------------------------------------------------------------
@@ -137,15 +145,21 @@ class LeaseService:
     def _enter(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> tuple[Job, str, bool]:
         """Find or make the job that the stream will speak for. Returns it, its token, and whether it was there."""
         if request.resume_token:
-            job = self._engine.job_by_token(hash_token(request.resume_token))
+            job = self._job_of(request.resume_token)
             if job is None or job.spec.owner.uid != caller.owner.uid:
-                raise Aborted("resume_token: no job of yours waits or runs under it (any more)", field="resume_token")
-            self._driver.handle(ev.Attach(job.id))
+                # Whose word this is decides whether the holder's lease is lost or its scheduler only away.
+                raise Aborted(
+                    "resume_token: no job of yours waits or runs under it (any more)",
+                    field="resume_token",
+                    metadata={"state_id": self._services.state_id},
+                )
+            holder = _checked_holder(request.holder, caller.owner) if request.HasField("holder") else None
+            self._driver.handle(ev.Attach(job.id, holder=holder))
             return job, request.resume_token, True
         token = secrets.token_urlsafe(24)
         if request.request_id:
             job = self._engine.job_by_request(caller.owner.uid, request.request_id)
-            if job is not None:
+            if job is not None and job.spec.batch is None:
                 self._driver.handle(ev.Attach(job.id, hash_token(token)))
                 return job, token, True
         spec = self._spec(request, caller, hash_token(token))
@@ -176,15 +190,30 @@ class LeaseService:
     def _held(self, request: scheduler_pb2.ConfirmRequest | scheduler_pb2.ReleaseRequest, caller: Caller) -> Job:
         """The caller's job that the secret belongs to."""
         number = convert.job_id(request.job_id)
-        job = self._engine.job_by_token(hash_token(request.resume_token))
+        job = self._job_of(request.resume_token)
         if job is None or job.id != number:
-            known = self._engine.job(number)
-            if known.state.final:
-                raise Aborted(f"job {number} has ended", reason="JOB_ENDED", field="job_id")
-            raise Denied(f"resume_token: is not that of job {number}", reason="WRONG_TOKEN", field="resume_token")
+            state = {"state_id": self._services.state_id}
+            known = self._services.archive.job(number)
+            if known.state.final or self._services.tokens.parse(request.resume_token) is not None:
+                message = f"job {number} has ended, or no longer holds that lease"
+                raise Aborted(message, reason="JOB_ENDED", field="job_id", metadata=state)
+            raise Denied(
+                f"resume_token: is not that of job {number}",
+                reason="WRONG_TOKEN",
+                field="resume_token",
+                metadata=state,
+            )
         if job.spec.owner.uid != caller.owner.uid:
             raise Denied(f"job {job.id} is not yours", field="job_id")
         return job
+
+    def _job_of(self, token: str) -> Job | None:
+        """The job that waits or runs under a secret: a client's, or that of a batch job's run."""
+        run = self._services.tokens.parse(token)
+        if run is None:
+            return self._engine.job_by_token(hash_token(token))
+        job = self._engine.running.get(JobId(run[0]))
+        return job if job is not None and job.lease is not None and job.lease.epoch == run[1] else None
 
     def _dry_run(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> scheduler_pb2.AcquireResponse:
         spec = self._spec(request, caller, b"")

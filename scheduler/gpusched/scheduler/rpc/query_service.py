@@ -7,6 +7,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -35,7 +36,9 @@ PART = 250
 GATHER, PLACES_EVERY = 0.02, 0.5
 #: At most so many places of waiting jobs are told anew in one answer.
 MAX_PLACES = 200
-UPDATABLE = ("priority", "name")
+#: At most so many ended jobs are in the first answer of a watch.
+MAX_ENDED = 1000
+UPDATABLE = ("priority", "name", "held", "time_limit")
 #: Longest page token, in characters.
 MAX_TOKEN = 200
 
@@ -89,7 +92,7 @@ class QueryService:
         self, request: scheduler_pb2.GetJobRequest, context: Context
     ) -> scheduler_pb2.GetJobResponse:
         caller = self._services.callers.identify(context)
-        job = self._engine.job(convert.job_id(request.job_id))
+        job = self._services.archive.job(convert.job_id(request.job_id))
         return scheduler_pb2.GetJobResponse(job=self._show(job, caller, history=True))
 
     @guarded
@@ -103,11 +106,12 @@ class QueryService:
         size = min(request.page_size or PAGE, MAX_PAGE)
         after = _decode_page(request.page_token)
         found: list[Job] = []
-        total = 0
-        for place, job in self._in_order(wanted):
+        total = self._services.archive.count_ended(wanted.states, wanted.user, wanted.name)
+        for place, job in self._alive(wanted):
             total += 1
             if (after is None or place > after) and len(found) <= size:
                 found.append(job)
+        found += islice(self._ended(wanted, after), size + 1 - len(found))
         page = self._part(found[:size], caller)
         return scheduler_pb2.ListJobsResponse(
             jobs=page,
@@ -119,10 +123,12 @@ class QueryService:
     async def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> None:  # noqa: N802
         caller = self._services.callers.identify(context)
         wanted = Filter.of(request.filter)
-        only = self._engine.job(convert.job_id(request.job_id)) if request.job_id else None
+        only = self._services.archive.job(convert.job_id(request.job_id)) if request.job_id else None
         watch = self._services.watchers.watch_jobs(only.id if only else None)
         try:
-            jobs = [only] if only else [job for _, job in self._in_order(wanted)]
+            jobs = [only] if only else [job for _, job in self._alive(wanted)]
+            if only is None:
+                jobs += islice(self._ended(wanted), MAX_ENDED)
             shown = {job.id for job in jobs}
             places = {job.id: self._place_text(job) for job in jobs[:MAX_PLACES]}
             await self._write_jobs(context, jobs, caller, snapshot=True)
@@ -163,12 +169,16 @@ class QueryService:
         self, request: scheduler_pb2.CancelJobRequest, context: Context
     ) -> scheduler_pb2.CancelJobResponse:
         caller = self._services.callers.identify(context)
-        job = self._engine.job(convert.job_id(request.job_id))
+        job = self._services.archive.job(convert.job_id(request.job_id))
         self._services.callers.require_owner(caller, job, "cancel")
+        if job.id not in self._engine.jobs:
+            ended = job.state.value.replace("_", " ")
+            raise NotSatisfiable(f"job {job.id} has ended already ({ended})", reason="JOB_ENDED", field="job_id")
         message = f"cancelled by {caller.owner.name}"
         if request.reason:
             message += f": {_text(request.reason, 'reason')}"
         self._driver.handle(ev.Cancel(job.id, message))
+        await self._driver.saved()
         return scheduler_pb2.CancelJobResponse(job=self._show(job, caller))
 
     @guarded
@@ -187,7 +197,10 @@ class QueryService:
         if priority is not None and priority > job.priority:
             self._services.callers.require_priority(caller, priority)
         name = request.job.name if "name" in paths else None
-        self._driver.handle(ev.Update(job.id, priority, name, caller.owner.name))
+        held = request.job.held if "held" in paths else None
+        limit = convert.seconds(request.job, "time_limit") if "time_limit" in paths else None
+        self._driver.handle(ev.Update(job.id, priority, name, held, limit, by=caller.owner.name))
+        await self._driver.saved()
         return scheduler_pb2.UpdateJobResponse(job=self._show(job, caller))
 
     @guarded
@@ -195,7 +208,7 @@ class QueryService:
         self, request: scheduler_pb2.ExplainJobRequest, context: Context
     ) -> scheduler_pb2.ExplainJobResponse:
         caller = self._services.callers.identify(context)
-        job = self._engine.job(convert.job_id(request.job_id))
+        job = self._services.archive.job(convert.job_id(request.job_id))
         cause = why.explain(self._engine, job)
         if cause is None:
             lines = [f"Job {job.id} does not wait: it is {job.state.value.replace('_', ' ')}."]
@@ -241,8 +254,7 @@ class QueryService:
     # -- helpers -------------------------------------------------------------------------------------------
 
     def _show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
-        arguments = self._services.callers.sees_arguments(caller, job)
-        return convert.job(self._engine, job, arguments=arguments, history=history)
+        return self._services.show(job, caller, history=history)
 
     def _part(self, jobs: list[Job], caller: Caller) -> list[job_pb2.Job]:
         """The first of some jobs, as many as go into one answer: at least one, if there is one."""
@@ -280,17 +292,18 @@ class QueryService:
             for device in found.devices
         ]
 
-    def _in_order(self, wanted: Filter) -> Iterator[tuple[tuple[float, ...], Job]]:
-        """Jobs that match, running ones first, then the queue, then ended ones, newest first, with their places."""
-        engine = self._engine
-        sources: list[Any] = [sorted(engine.running.values(), key=lambda job: job.id), engine.queue]
-        if wanted.wants_ended:
-            # Nearly sorted already; but several that ended in one moment are not in the order of the page tokens.
-            sources.append(sorted(engine.ended_jobs(), key=_place))
-        for source in sources:
+    def _alive(self, wanted: Filter) -> Iterator[tuple[tuple[float, ...], Job]]:
+        """Jobs that match and have not ended: running ones first, then the queue, with their places in the list."""
+        for source in (sorted(self._engine.running.values(), key=lambda job: job.id), self._engine.queue):
             for job in source:
                 if wanted.matches(job, self._engine.pool):
                     yield _place(job), job
+
+    def _ended(self, wanted: Filter, after: tuple[float, ...] | None = None) -> Iterator[Job]:
+        """Ended jobs that match, newest first, from a place in the list on."""
+        start = (-after[1], int(-after[2])) if after is not None and after[0] == 2.0 else None
+        ended = self._services.archive.ended(wanted.states, wanted.user, wanted.name, start)
+        return (job for job in ended if wanted.matches(job))
 
     def _moved(self, only: Job | None, wanted: Filter, places: dict[Any, Any]) -> list[Job]:
         """Waiting jobs whose place or reason is not what was told."""

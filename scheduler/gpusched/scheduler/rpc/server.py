@@ -10,6 +10,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gpusched.scheduler.rpc.admin_service import AdminService
+from gpusched.scheduler.rpc.batch_service import BatchService
 from gpusched.scheduler.rpc.decoding import Registrar
 from gpusched.scheduler.rpc.lease_service import LeaseService
 from gpusched.scheduler.rpc.query_service import QueryService
@@ -37,12 +38,13 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-class SchedulerServicer(LeaseService, QueryService, scheduler_pb2_grpc.SchedulerServicer):
+class SchedulerServicer(LeaseService, QueryService, BatchService, scheduler_pb2_grpc.SchedulerServicer):
     """The Scheduler service."""
 
     def __init__(self, services: Services) -> None:
         LeaseService.__init__(self, services)
         QueryService.__init__(self, services)
+        BatchService.__init__(self, services)
 
 
 class RpcServer:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpusched.scheduler.archive import Archive
 from gpusched.scheduler.core.errors import Invalid, NotFound
+from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.pool import Device
 from gpusched.scheduler.desk import Desk
 from gpusched.scheduler.driver import Driver
+from gpusched.scheduler.launcher import Launcher
 from gpusched.scheduler.observer import Observer
-from gpusched.scheduler.rpc.callers import Callers
+from gpusched.scheduler.ports import Store
+from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.callers import Caller, Callers
 from gpusched.scheduler.rpc.watchers import Watchers
+from gpusched.scheduler.run_tokens import RunTokens
+from gpusched.v1 import job_pb2
 
 
 @dataclass(slots=True)
@@ -42,8 +49,17 @@ class Services:
     watchers: Watchers
     callers: Callers
     about: About
+    archive: Archive
+    launcher: Launcher
+    tokens: RunTokens
+    store: Store
     state_id: str
     stopping: bool = False
+
+    def show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
+        """A job as a caller may see it; with what happened to it if `history`."""
+        arguments = self.callers.sees_arguments(caller, job)
+        return convert.job(self.driver.engine, job, arguments=arguments, history=history)
 
     def device(self, text: str, field: str) -> Device:
         """A GPU by uuid, index on the scheduler's own node, or "node:index". Raises Invalid, NotFound."""

@@ -78,7 +78,9 @@ class DatabaseStore:
                     starts=whose[1],
                     next_job=1 + _highest_job(connection),
                     jobs=tuple(JobRecord(*row) for row in connection.execute(waiting_or_running)),
-                    settings={row.key: row.value for row in connection.execute(select(settings.c.key, settings.c.value))},
+                    settings={
+                        row.key: row.value for row in connection.execute(select(settings.c.key, settings.c.value))
+                    },
                 )
         except BaseException:
             self.close()

@@ -1,0 +1,82 @@
+"""All jobs that are kept: those that the engine has at hand, and ended ones that only the store has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpusched.scheduler.codec import job_of
+from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.errors import NotFound, Unavailable
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.states import State
+from gpusched.scheduler.ports import Store, StoreError
+
+#: Ended jobs read from the store at a time.
+_CHUNK = 200
+
+
+class Archive:
+    """
+    Args:
+        engine: has the jobs that have not ended, and some that have.
+        store: has them all, as of the last save.
+    """
+
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self._engine = engine
+        self._store = store
+
+    def job(self, job_id: JobId, field: str = "job_id") -> Job:
+        """A job, ended or not.
+
+        Raises:
+            NotFound: there is none, or it ended so long ago that it is kept no more.
+            Unavailable: the store cannot be read.
+        """
+        found = self._engine.jobs.get(job_id)
+        if found is not None:
+            return found
+        try:
+            record = self._store.job(job_id)
+            if record is not None:
+                return job_of(record, self._store.events(job_id))
+        except StoreError as error:
+            raise Unavailable(str(error), reason="STORE") from None
+        raise NotFound(f"{field}: there is no job {job_id} (ended jobs are kept for a while only)", field=field)
+
+    def ended(
+        self, states: frozenset[State], user: str, name: str, after: tuple[float, int] | None = None
+    ) -> Iterator[Job]:
+        """Ended jobs in some states, newest first, as far as they are saved.
+
+        Args:
+            states: only these.
+            user: only this login name or uid; empty for all.
+            name: only those whose names contain it; empty for all.
+            after: (when, id) of the one before the first.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        names = frozenset(state.value for state in states if state.final)
+        while names:
+            try:
+                records = self._store.ended_jobs(states=names, user=user, name=name, after=after, limit=_CHUNK)
+            except StoreError as error:
+                raise Unavailable(str(error), reason="STORE") from None
+            for record in records:
+                yield self._engine.jobs.get(JobId(record.id)) or job_of(record)
+            if len(records) < _CHUNK:
+                return
+            last = records[-1]
+            after = (last.ended_at or 0.0, last.id)
+
+    def count_ended(self, states: frozenset[State], user: str, name: str) -> int:
+        """How many `ended` would give. Raises Unavailable."""
+        names = frozenset(state.value for state in states if state.final)
+        if not names:
+            return 0
+        try:
+            return self._store.count_ended(states=names, user=user, name=name)
+        except StoreError as error:
+            raise Unavailable(str(error), reason="STORE") from None

@@ -1,0 +1,110 @@
+"""The engine's state, and the questions that may be asked of it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gpusched.scheduler.core.changes import Changes
+from gpusched.scheduler.core.deadlines import Deadlines
+from gpusched.scheduler.core.effects import Effect
+from gpusched.scheduler.core.errors import NotFound
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.model import NodeInfo
+from gpusched.scheduler.core.pool import Pool
+from gpusched.scheduler.core.queue import JobQueue
+from gpusched.scheduler.core.records import EventRecord
+from gpusched.scheduler.core.settings import Settings
+from gpusched.scheduler.core.states import Status
+
+
+class Ground:
+    """Jobs, queue and devices of one scheduler. See `Engine` for the arguments."""
+
+    def __init__(
+        self, nodes: tuple[NodeInfo, ...], settings: Settings | None = None, *, first_job: int = 1, first_epoch: int = 1
+    ) -> None:
+        self.settings = settings or Settings()
+        self.pool = Pool(nodes)
+        self.queue = JobQueue()
+        self.jobs: dict[JobId, Job] = {}
+        self.running: dict[JobId, Job] = {}
+        #: Why an administrator paused scheduling, None if nobody did.
+        self.paused: str | None = None
+        #: Why state cannot be saved, None if it can. Nothing is started meanwhile.
+        self.halted: str | None = None
+        #: True when a Pass might start something; the driver then sends one, once for a burst of events.
+        self.pass_wanted = False
+        #: Jobs whose clients have not come back since the server restarted.
+        self.absent: set[JobId] = set()
+        #: Until then the queue waits for them.
+        self.hold_until: float | None = None
+        self._ended: deque[JobId] = deque()
+        self._tokens: dict[bytes, JobId] = {}
+        self._requests: dict[tuple[int, str], JobId] = {}
+        #: Jobs that wait for the end of a job.
+        self._followers: dict[JobId, list[JobId]] = {}
+        self._deadlines = Deadlines()
+        self._next_job = first_job
+        self._next_epoch = first_epoch
+        self._impatient: list[JobId] = []
+        self._next_look: float | None = None
+        self._out: list[Effect] = []
+        self._changes = Changes()
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When to send a Tick at the latest, None if nothing is due ever."""
+        return self._deadlines.next()
+
+    def job(self, job_id: JobId, field: str = "job_id") -> Job:
+        """Raises NotFound."""
+        found = self.jobs.get(job_id)
+        if found is None:
+            raise NotFound(f"{field}: there is no job {job_id}", field=field)
+        return found
+
+    def job_by_token(self, token_hash: bytes) -> Job | None:
+        """The job that waits or runs under a secret, None if there is none."""
+        job_id = self._tokens.get(token_hash)
+        return None if job_id is None else self.jobs[job_id]
+
+    def job_by_request(self, uid: int, request_id: str) -> Job | None:
+        """The job that a user's call with this id made, None if there is none (interactive ones are forgotten)."""
+        job_id = self._requests.get((uid, request_id))
+        return None if job_id is None else self.jobs[job_id]
+
+    def ended_jobs(self) -> list[Job]:
+        """Remembered jobs that have ended, newest first."""
+        return [self.jobs[job_id] for job_id in reversed(self._ended)]
+
+    @property
+    def slots(self) -> int | None:
+        """How many more jobs may run, None for any number."""
+        most = self.settings.max_running
+        return max(0, most - len(self.running)) if most else None
+
+    @property
+    def holding(self) -> bool:
+        """True while the queue waits for clients to come back after a restart."""
+        return self.hold_until is not None
+
+    def take_changes(self) -> Changes:
+        """What has changed since this was last called, to be saved."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    # -- writing it down ---------------------------------------------------------------------------------
+
+    def _move(self, job: Job, status: Status, now: float, message: str) -> None:
+        job.move(status, now, message)
+        self._written(job)
+
+    def _note(self, job: Job, now: float, message: str) -> None:
+        job.note(now, message)
+        self._written(job)
+
+    def _written(self, job: Job) -> None:
+        line = job.history[-1]
+        self._changes.events.append(EventRecord(job.id, line.at, line.state.value, line.message, job.attempt))
+        self._changes.jobs[job.id] = job

@@ -1,0 +1,81 @@
+"""Has supervisors started for granted batch jobs. A listener of the driver."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from typing import Protocol
+
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.driver import Driver
+from gpusched.scheduler.environment import lease_environment
+from gpusched.scheduler.run_tokens import RunTokens
+from gpusched.scheduler.runner.model import Run
+
+
+class Runner(Protocol):
+    """What starts supervisors on this machine."""
+
+    def launch(self, run: Run) -> None:
+        """Start one; a failure is told by the callback that the runner was made with."""
+
+
+class Launcher:
+    """
+    Args:
+        driver: whose batch jobs are run.
+        tokens: makes the supervisors' secrets.
+        address: where the supervisors find this server.
+        state_id: names the state that they belong to.
+        logs: directory for the output of jobs that name no file.
+    """
+
+    def __init__(self, driver: Driver, tokens: RunTokens, address: str, state_id: str, logs: Path) -> None:
+        self._driver = driver
+        self._tokens = tokens
+        self._address = address
+        self._state_id = state_id
+        self.logs = logs
+        self.runner: Runner | None = None
+
+    def on_effect(self, effect: do.Effect) -> None:
+        if not isinstance(effect, do.StartRun):
+            return
+        job = self._driver.engine.jobs[effect.job]
+        batch = job.spec.batch
+        if self.runner is None or batch is None or job.lease is None or job.lease.epoch != effect.lease.epoch:
+            return  # ended, or started anew, while the grant was being saved
+        environment = dict(batch.environment)
+        environment.update(lease_environment(self._driver.engine, job, effect.lease))
+        environment["GPUSCHED_ATTEMPT"] = str(effect.attempt)
+        environment["GPUSCHED_URL"] = self._address
+        self.runner.launch(
+            Run(
+                job_id=str(job.id),
+                epoch=effect.lease.epoch,
+                attempt=effect.attempt,
+                resume_token=self._tokens.make(job.id, effect.lease.epoch),
+                address=self._address,
+                state_id=self._state_id,
+                command=job.spec.command,
+                environment=environment,
+                working_directory=batch.working_directory or pwd.getpwuid(os.getuid()).pw_dir,
+                output_path=str(self.output_path(job, effect.attempt)),
+                time_limit=job.time_limit,
+                grace=batch.grace,
+            )
+        )
+
+    def on_failed(self, job_id: str, epoch: int, message: str) -> None:
+        """A supervisor could not be started."""
+        self._driver.handle(ev.NotStarted(JobId(int(job_id)), epoch, message))
+
+    def output_path(self, job: Job, attempt: int) -> Path:
+        """Where a run's output goes."""
+        asked = job.spec.batch.output_path if job.spec.batch is not None else ""
+        if asked:
+            return Path(asked.replace("%j", str(job.id)).replace("%a", str(attempt)))
+        return self.logs / f"{job.id}.{attempt}.log"

@@ -1,0 +1,56 @@
+"""Forgets ended jobs, and the logs that the scheduler keeps for them, once they are old enough."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from gpusched.scheduler.launcher import Launcher
+from gpusched.scheduler.logs import log_event
+from gpusched.scheduler.ports import Store, StoreError
+
+log = logging.getLogger("gpusched.store")
+
+#: Seconds between two prunings; and between two steps of one, so that nobody waits for long.
+EVERY = 3600.0
+STEP = 0.05
+#: Jobs forgotten in one step.
+CHUNK = 200
+
+
+async def prune_for_ever(store: Store, launcher: Launcher, now: Callable[[], float], keep: float) -> None:
+    """Prune now and then.
+
+    Args:
+        store: from which.
+        launcher: knows where logs are.
+        now: seconds since the epoch.
+        keep: seconds that an ended job is kept.
+    """
+    while True:
+        try:
+            await _prune(store, now() - keep)
+            await asyncio.get_running_loop().run_in_executor(None, _prune_logs, launcher.logs, now() - keep)
+        except (StoreError, OSError) as error:
+            log_event(log, "pruning failed", level=logging.WARNING, message=str(error))
+        await asyncio.sleep(EVERY)
+
+
+async def _prune(store: Store, before: float) -> None:
+    total = 0
+    while True:
+        count = store.prune(before, CHUNK)
+        total += count
+        if count < CHUNK:
+            break
+        await asyncio.sleep(STEP)
+    if total:
+        log_event(log, "pruned", jobs=total)
+
+
+def _prune_logs(directory: Path, before: float) -> None:
+    for path in directory.glob("*.log"):
+        if path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)

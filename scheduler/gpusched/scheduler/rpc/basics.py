@@ -1,0 +1,111 @@
+"""The small conversions that the larger ones share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.errors import Invalid
+from gpusched.scheduler.core.jobs import JobId, Kind
+from gpusched.scheduler.core.model import DeviceInfo, Request
+from gpusched.scheduler.core.states import Outcome, State
+from gpusched.v1 import job_pb2, resources_pb2
+
+STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in State}
+STATES_BACK = {number: state for state, number in STATES.items()}
+KINDS = {kind: job_pb2.JobKind.Value(f"JOB_KIND_{kind.name}") for kind in Kind}
+
+
+# -- from the wire -----------------------------------------------------------------------------------------
+
+
+def job_id(text: str, field: str = "job_id") -> JobId:
+    """Raises Invalid."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Invalid(f"{field}: {text[:40]!r} is no job id; ids are whole numbers such as 17", field=field)
+    return JobId(int(text))
+
+
+def seconds(message: Any, field: str) -> float | None:
+    """A Duration in seconds, None if unset. Raises Invalid."""
+    if not message.HasField(field):
+        return None
+    duration = getattr(message, field)
+    if abs(duration.nanos) >= 10**9 or duration.seconds * duration.nanos < 0:
+        raise Invalid(
+            f"{field}: {duration.seconds} s and {duration.nanos} ns is no duration; nanos are from 0 to 999999999 and "
+            "have the sign of seconds",
+            field=field,
+        )
+    return float(duration.seconds) + float(duration.nanos) / 1e9
+
+
+def request_of(message: resources_pb2.ResourceRequest) -> Request:
+    return Request(message.gpus, message.gpu_memory_bytes, message.gpu_model.strip().lower(), message.node)
+
+
+def outcome_of(message: job_pb2.Outcome) -> Outcome:
+    """Raises Invalid."""
+    status = message.exit_status if message.HasField("exit_status") else None
+    if status is not None and not 0 <= status <= 255:
+        raise Invalid(f"outcome.exit_status: {status} is out of range; 0 to 255", field="outcome.exit_status")
+    if not 0 <= message.signal <= 64:
+        raise Invalid(f"outcome.signal: {message.signal} is no signal; 0 to 64", field="outcome.signal")
+    text = "".join(c if c.isprintable() else "?" for c in message.message[:500])
+    return Outcome(status, message.signal, text)
+
+
+# -- to the wire -------------------------------------------------------------------------------------------
+
+
+def timestamp(at: float | None) -> timestamp_pb2.Timestamp | None:
+    return None if at is None else timestamp_at(at)
+
+
+def timestamp_at(at: float) -> timestamp_pb2.Timestamp:
+    whole = math.floor(at)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((at - whole) * 1e9))
+
+
+def duration(length: float | None) -> duration_pb2.Duration | None:
+    return None if length is None else duration_of(length)
+
+
+def duration_of(length: float) -> duration_pb2.Duration:
+    whole = math.floor(length)
+    return duration_pb2.Duration(seconds=whole, nanos=int((length - whole) * 1e9))
+
+
+def time_of(message: Any, field: str) -> float | None:
+    """A Timestamp in seconds since the epoch, None if unset. Raises Invalid."""
+    if not message.HasField(field):
+        return None
+    stamp = getattr(message, field)
+    if not 0 <= stamp.nanos < 10**9 or not 0 <= stamp.seconds < 253402300800:
+        raise Invalid(f"{field}: is no time between the years 1970 and 9999", field=field)
+    return float(stamp.seconds) + float(stamp.nanos) / 1e9
+
+
+def outcome(value: Outcome) -> job_pb2.Outcome:
+    return job_pb2.Outcome(exit_status=value.exit_status, signal=value.signal, message=value.message)
+
+
+def resources(request: Request) -> resources_pb2.ResourceRequest:
+    return resources_pb2.ResourceRequest(
+        gpus=request.gpus, gpu_memory_bytes=request.memory_bytes, gpu_model=request.model, node=request.node
+    )
+
+
+def allocated(engine: Engine, uuids: tuple[str, ...]) -> list[job_pb2.AllocatedGpu]:
+    # Of a GPU that is gone since (an old job's), the uuid is all that is known.
+    unknown = DeviceInfo("", -1, "", "", 0)
+    infos = [device.info if (device := engine.pool.devices.get(uuid)) else unknown for uuid in uuids]
+    return [
+        job_pb2.AllocatedGpu(
+            uuid=uuid, index=info.index, node=info.node, model=info.model, memory_bytes=info.memory_bytes
+        )
+        for uuid, info in zip(uuids, infos, strict=True)
+    ]

@@ -1,0 +1,202 @@
+"""Submit, WaitJob, StreamLogs and RequeueJob: commands that the scheduler runs."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+import grpc
+
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.errors import Denied, Invalid, NotFound, NotSatisfiable, Unavailable
+from gpusched.scheduler.core.jobs import Job, JobId, JobSpec, Kind
+from gpusched.scheduler.core.states import Finished, Running, State
+from gpusched.scheduler.rpc import convert
+from gpusched.scheduler.rpc.batch_convert import batch_of
+from gpusched.scheduler.rpc.callers import Caller
+from gpusched.scheduler.rpc.errors import guarded
+from gpusched.scheduler.rpc.logs import read_log, tail_offset
+from gpusched.scheduler.rpc.services import Services
+from gpusched.v1 import job_pb2, scheduler_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: Seconds between two looks for more output while a run goes on.
+LOOK_EVERY = 0.1
+#: A begin time that passed this many seconds ago at most means now (clocks differ, calls take time).
+PAST = 60.0
+
+
+class BatchService:
+    """Batch jobs. A part of the Scheduler servicer."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._driver = services.driver
+        self._engine = services.driver.engine
+
+    @guarded
+    async def Submit(  # noqa: N802
+        self, request: scheduler_pb2.SubmitRequest, context: Context
+    ) -> scheduler_pb2.SubmitResponse:
+        caller = self._services.callers.identify(context)
+        if caller.owner.uid != self._services.about.uid:
+            user = self._services.about.user
+            raise Denied(
+                f"batch jobs run as the scheduler's own user, {user}, and are taken from {user} alone; "
+                "use gsrun, or run a scheduler of your own",
+                reason="NOT_SERVER_USER",
+            )
+        job = self._engine.job_by_request(caller.owner.uid, request.request_id) if request.request_id else None
+        if job is None:
+            job = self._submit(self._batch_spec(request, caller))
+            try:
+                await self._driver.saved()
+            except Unavailable:
+                # It was not acknowledged, so it must not run behind the caller's back.
+                if not job.state.final:
+                    self._driver.handle(ev.Cancel(job.id, "it could not be saved"))
+                raise
+        elif job.spec.batch is None:
+            raise Invalid(f"request_id: belongs to job {job.id}, which is no batch job", field="request_id")
+        else:
+            await self._driver.saved()
+        return scheduler_pb2.SubmitResponse(job=self._show(job, caller))
+
+    @guarded
+    async def RequeueJob(  # noqa: N802
+        self, request: scheduler_pb2.RequeueJobRequest, context: Context
+    ) -> scheduler_pb2.RequeueJobResponse:
+        caller = self._services.callers.identify(context)
+        job = self._services.archive.job(convert.job_id(request.job_id))
+        self._services.callers.require_owner(caller, job, "requeue")
+        if isinstance(job.status, Finished):
+            if job.spec.batch is None:
+                raise NotSatisfiable(f"job {job.id} is no batch job; its client runs it", field="job_id")
+            # An ended job stays as it ended; the same work is a new job.
+            batch = replace(job.spec.batch, dependencies=(), begin_at=None, held=False)
+            job = self._submit(replace(job.spec, batch=batch, request_id=""))
+        else:
+            self._driver.handle(ev.Requeue(job.id, f"queued again by {caller.owner.name}"))
+        await self._driver.saved()
+        return scheduler_pb2.RequeueJobResponse(job=self._show(job, caller))
+
+    @guarded
+    async def WaitJob(self, request: scheduler_pb2.WaitJobRequest, context: Context) -> None:  # noqa: N802
+        caller = self._services.callers.identify(context)
+        job = self._services.archive.job(convert.job_id(request.job_id))
+        watch = self._services.watchers.watch_jobs(job.id)
+        try:
+            while True:
+                watch.take_jobs()
+                await context.write(scheduler_pb2.WaitJobResponse(job=self._show(job, caller, history=True)))
+                if isinstance(job.status, Finished):
+                    return
+                while not watch.jobs:
+                    await watch.wait()
+        finally:
+            self._services.watchers.forget(watch)
+
+    @guarded
+    async def StreamLogs(self, request: scheduler_pb2.StreamLogsRequest, context: Context) -> None:  # noqa: N802
+        caller = self._services.callers.identify(context)
+        job = self._services.archive.job(convert.job_id(request.job_id))
+        self._services.callers.require_owner(caller, job, "read the output of")
+        if job.spec.batch is None:
+            raise NotSatisfiable(
+                f"job {job.id} is no batch job: its output went to the terminal it was started from", field="job_id"
+            )
+        if request.attempt < 0 or request.tail_lines < 0 or request.offset < 0:
+            raise Invalid("attempt, tail_lines and offset must not be negative", field="attempt")
+        if request.tail_lines and request.offset:
+            raise Invalid("offset: makes no sense together with tail_lines; give one of them", field="offset")
+        if request.attempt > max(job.attempt, 1):
+            raise NotFound(
+                f"attempt: job {job.id} has had {job.attempt} runs so far", reason="NO_SUCH_ATTEMPT", field="attempt"
+            )
+        if request.follow and not await self._until_started(job):
+            return
+        attempt = request.attempt or job.attempt
+        if attempt == 0:
+            raise NotFound(f"job {job.id} has not started yet, so it has no output; add follow to wait for it")
+        await self._stream(job, attempt, request, context)
+
+    async def _stream(self, job: Job, attempt: int, request: scheduler_pb2.StreamLogsRequest, context: Context) -> None:
+        loop = asyncio.get_running_loop()
+        path = self._services.launcher.output_path(job, attempt)
+        offset = request.offset
+        if request.tail_lines:
+            offset = await loop.run_in_executor(None, tail_offset, path, request.tail_lines)
+        seen = False
+        while True:
+            # Ended before the read, so that what it wrote last is in it.
+            over = not (isinstance(job.status, Running) and job.attempt == attempt)
+            data = await loop.run_in_executor(None, read_log, path, offset)
+            if data is not None:
+                seen = True
+            if data:
+                await context.write(scheduler_pb2.StreamLogsResponse(data=data, offset=offset, attempt=attempt))
+                offset += len(data)
+                continue
+            if over or not request.follow:
+                if not seen and over:
+                    raise NotFound(f"the output of job {job.id}, attempt {attempt}, is not there (any more): {path}")
+                return
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _until_started(self, job: Job) -> bool:
+        """Until a job has had a run. False if it ended without one."""
+        watch = self._services.watchers.watch_jobs(job.id)
+        try:
+            while job.attempt == 0:
+                if isinstance(job.status, Finished):
+                    raise NotFound(f"job {job.id} ended without having started: {job.status.outcome.message}")
+                await watch.wait()
+                watch.take_jobs()
+            return True
+        finally:
+            self._services.watchers.forget(watch)
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    def _submit(self, spec: JobSpec) -> Job:
+        ended: list[tuple[int, State]] = []
+        if spec.batch is not None:
+            for dependency in spec.batch.dependencies:
+                if JobId(dependency.job) not in self._engine.jobs:
+                    known = self._services.archive.job(JobId(dependency.job), "dependencies")
+                    ended.append((dependency.job, known.state))
+        for effect in self._driver.handle(ev.Submit(spec, tuple(ended))):
+            if isinstance(effect, do.Accepted):
+                return self._engine.job(effect.job)
+        raise AssertionError("a submit was neither accepted nor refused")
+
+    def _batch_spec(self, request: scheduler_pb2.SubmitRequest, caller: Caller) -> JobSpec:
+        self._services.callers.require_priority(caller, request.priority)
+        name = request.name
+        if not name and request.command:
+            # The command's own name, as far as it may be shown.
+            name = "".join(c if c.isprintable() else "?" for c in PurePath(request.command[0]).name[:128])
+        batch = batch_of(request)
+        if batch.begin_at is not None and batch.begin_at <= self._driver.now():
+            late = self._driver.now() - batch.begin_at
+            if late > PAST:
+                raise Invalid(f"begin_at: lies {late:.0f} s in the past; leave it out to start now", field="begin_at")
+            batch = replace(batch, begin_at=None)
+        return JobSpec(
+            owner=caller.owner,
+            request=replace(convert.request_of(request.resources), node=self._services.about.node),
+            name=name,
+            priority=request.priority,
+            command=tuple(request.command),
+            kind=Kind.BATCH,
+            time_limit=convert.seconds(request, "time_limit"),
+            request_id=request.request_id,
+            batch=batch,
+        )
+
+    def _show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
+        return self._services.show(job, caller, history=history)
