@@ -10,7 +10,7 @@ from gpusched.client import Client, JobState, acquire, procs
 from support.scripts import Script
 from support.waiting import wait_until
 
-FREED_SECONDS = 2.0
+FREED_SECONDS = 4.0
 """How soon the next waiter must have the GPUs of a dead owner; milliseconds in fact, but the machine may be busy."""
 
 

@@ -70,7 +70,7 @@ def test_kill_9_among_data_loader_workers(one_gpu):
         script.signal(signal.SIGKILL)
         began = time.monotonic()
         with ticket:
-            assert time.monotonic() - began < 2.0
+            assert time.monotonic() - began < 4.0
             assert client.job(job_id).state is JobState.LOST
             for worker in workers:
                 os.kill(int(worker), 0)

@@ -303,7 +303,7 @@ class QueryService:
         """Ended jobs that match, newest first, from a place in the list on."""
         start = (-after[1], int(-after[2])) if after is not None and after[0] == 2.0 else None
         ended = self._services.archive.ended(wanted.states, wanted.user, wanted.name, start)
-        return (job for job in ended if wanted.matches(job))
+        return (job for job in ended if wanted.matches(job, self._engine.pool))
 
     def _moved(self, only: Job | None, wanted: Filter, places: dict[Any, Any]) -> list[Job]:
         """Waiting jobs whose place or reason is not what was told."""
