@@ -17,7 +17,7 @@ case "${1:-}" in
 esac
 
 . scripts/env.sh
-ensure_env run
+if [ -e "${GPUSCHED_VENV:-.venv}/.gpusched-dev" ]; then ensure_env dev; else ensure_env run; fi
 PATH="$(cd "$VENV/bin" && pwd):$PATH"
 # Whoever starts the demo may have a scheduler of their own, or sit inside a lease of one.
 for name in $(compgen -v GPUSCHED_) CUDA_VISIBLE_DEVICES; do unset "$name"; done

@@ -521,13 +521,14 @@ def test_limits_of_ended_jobs_do_not_pile_up(box: NewBox) -> None:
 
 
 def test_a_sweep_keeps_every_deadline_that_matters(box: NewBox) -> None:
-    b = box("6")
+    b = box("7")
     limited = b.submit(1, time_limit=5000)
     cancelled = b.submit(1)
     unconfirmed = b.submit(1, auto_confirm=False, max_wait=3)
+    frozen = b.submit(1, auto_confirm=False, max_wait=50)
     confirmed = b.submit(1, max_wait=3)
-    b.drain("a5", "a4")
-    waiting = b.submit(5, max_wait=4000)
+    b.drain("a6", "a5")
+    waiting = b.submit(6, max_wait=4000)
     small = b.submit(1)
     b.cancel(cancelled)
     for _ in range(1100):
@@ -539,9 +540,12 @@ def test_a_sweep_keeps_every_deadline_that_matters(box: NewBox) -> None:
     b.claim(do.Ended)
     b.wait(5)
     assert [effect.reason for effect in b.claim(do.Ended, unconfirmed)] == ["MAX_WAIT"]
+    assert len(b.claim(do.Withdrawn, frozen)) == 1
     b.wait(25)
     assert [effect.reason for effect in b.claim(do.Ended, cancelled)] == ["LEASE_REVOKED"]
-    b.wait(30)
+    b.wait(20)
+    assert [effect.reason for effect in b.claim(do.Ended, frozen)] == ["MAX_WAIT"]
+    b.wait(10)
     assert b.state(small) is State.RUNNING, "the head was set aside"
     b.wait(4000)
     assert [effect.reason for effect in b.claim(do.Ended, waiting)] == ["MAX_WAIT"]
@@ -582,8 +586,12 @@ def test_dirty_after_a_withdrawal_like_after_any_end(box: NewBox) -> None:
     b.looks["a0"] = (Condition.DIRTY, "GPU 0: pid 9 python (bob) of job 1 still holds 1.0 GiB")
     b.submit(1, auto_confirm=False)
     following = b.submit(1)
-    b.wait(5)
+    b.now += 5
+    b.do(ev.Tick())
+    b.do(ev.Pass())
+    assert b.running == [], "not before the first look"
+    b.settle()
     b.claim(do.Withdrawn)
-    assert b.running == []
+    assert b.running == [], "nor while something is on it"
     b.see(Condition.CLEAN, "a0")
     assert b.running == [following]

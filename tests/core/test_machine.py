@@ -143,7 +143,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- rules -------------------------------------------------------------------------------------------
 
-    @initialize(asked=st.lists(ASK, min_size=2, max_size=8), eager=st.sampled_from([True, True, True, False]))
+    @initialize(asked=st.lists(ASK, min_size=2, max_size=8), eager=st.sampled_from([True, True, False]))
     def begin(self, asked: list[dict[str, Any]], eager: bool) -> None:
         self.eager = eager
         self.submit(asked)

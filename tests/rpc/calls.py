@@ -100,7 +100,8 @@ class Stream:
 
     async def next(self, timeout: float = PATIENCE) -> tuple[str, Any]:
         """Kind and content of the next event. Raises StreamEnded, TimeoutError."""
-        event = await asyncio.wait_for(self._events.get(), timeout)
+        async with asyncio.timeout(timeout):
+            event = await self._events.get()
         if event is None:
             self._events.put_nowait(None)
             code = await self.call.code()
@@ -117,7 +118,8 @@ class Stream:
     async def nothing_for(self, duration: float) -> None:
         """Fail if an event comes, or the stream ends, within some seconds."""
         try:
-            event = await asyncio.wait_for(self._events.get(), duration)
+            async with asyncio.timeout(duration):
+                event = await self._events.get()
         except TimeoutError:
             return
         raise AssertionError(f"unexpected: {event or await self.end()}")

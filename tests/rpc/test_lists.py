@@ -242,8 +242,10 @@ async def test_a_watch_of_one_job_ends_though_others_never_rest(client: Client) 
     watching = watch(client, job_id=stream.job_id)
     await watching.next()
 
+    calm = asyncio.Event()
+
     async def unrest() -> None:
-        while True:
+        while not calm.is_set():
             other = client.acquire(8)
             await other.enter()
             other.cancel()
@@ -255,9 +257,8 @@ async def test_a_watch_of_one_job_ends_though_others_never_rest(client: Client) 
         await asyncio.wait_for(watching.ended.wait(), 5.0)
         assert watching.answers.qsize() < 20  # what happens to others is not told
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        calm.set()
+        await asyncio.gather(*tasks)
 
 
 async def test_gpus_are_watched(client: Client) -> None:

@@ -62,6 +62,12 @@ def test_every_option_everywhere(home: dict[str, str], tmp_path: Path) -> None:
         "set_aside_after": ("1h30m", 5400.0),
         "sample_interval": ("2", 2.0),
         "ignore_processes": ("dcgm", ("dcgm",)),
+        "max_queue": ("10", 10),
+        "max_running": ("3", 3),
+        "default_time_limit": ("2h", 7200.0),
+        "max_time_limit": ("3d", 259200.0),
+        "window": ("1m", 60.0),
+        "keep": ("30d", 2592000.0),
         "log_level": ("ERROR", "error"),
         "log_format": ("json", "json"),
     }

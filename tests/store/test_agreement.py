@@ -99,7 +99,7 @@ def view(store: Store) -> dict[str, object]:
     }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, max_size=12))
 def test_memory_and_sqlite_agree(empty: Path, steps: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:

@@ -398,6 +398,48 @@ def test_calls_may_come_from_any_thread(store: Store) -> None:
     assert [store.job(id) for id in range(1, 6)] == [job(id) for id in range(1, 6)]
 
 
+def test_calls_at_the_same_time_do_not_meet(store: Store) -> None:
+    """A reader must not end another thread's transaction, nor see half of it; `check` neither."""
+    count = 150
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def write() -> None:
+        try:
+            for id in range(1, count + 1):
+                handed = ((id - 1, 1.0),) if id > 1 else ()
+                before = (job(id - 1, "completed", ended_at=float(id)),) if id > 1 else ()
+                new = granted(id, id, "GPU-a", "GPU-b")
+                store.commit(replace(new, jobs=before + new.jobs, ended=handed, sync=bool(id % 2)))
+                assert store.job(id) == new.jobs[0]
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            over.set()
+
+    def look(call: Callable[[], object], wanted: Callable[[object], bool]) -> None:
+        try:
+            while not over.is_set():
+                found = call()
+                assert wanted(found), found
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=write),
+        threading.Thread(target=look, args=(lambda: store.ended_jobs(limit=3), lambda found: True)),
+        threading.Thread(target=look, args=(lambda: store.prune(0.5), lambda found: found == 0)),
+        threading.Thread(target=look, args=(store.check, lambda found: found == [])),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert ids(store.ended_jobs(limit=count)) == list(range(count - 1, 0, -1))
+    assert store.check() == []
+
+
 def test_a_store_that_is_not_open_refuses(make_store: MakeStore) -> None:
     store = make_store()
     calls: list[Callable[[], object]] = [

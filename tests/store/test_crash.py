@@ -18,7 +18,7 @@ from gpusched.scheduler.store.database import DatabaseStore
 from gpusched.scheduler.store.sqlite import sqlite_url
 from store.records import event, job, lease, submitted
 
-ROUNDS = 5
+ROUNDS = 4
 GROUP = 8
 
 WRITER = """

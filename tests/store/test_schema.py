@@ -178,7 +178,9 @@ def test_an_older_schema_is_brought_up_to_date(
     store.close()
 
     next_version(SECOND)
-    assert new(path).check() == [f"state file {path} has an older schema; the server brings it up to date"]
+    assert new(path).check() == [
+        f"state file {path} has an older schema; the server brings it up to date when it starts"
+    ]
     store = new(path)
     with caplog.at_level(logging.INFO, "gpusched.store"):
         boot = store.open()

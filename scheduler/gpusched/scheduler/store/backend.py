@@ -60,6 +60,9 @@ class Backend(Protocol):
     def explain(self, error: Exception) -> Verdict | None:
         """What an error of the driver or of the system means; None for a fault of our own program."""
 
+    def snapshot(self, connection: Connection) -> None:
+        """Begin a transaction that reads, and sees nothing of what is written from now on."""
+
     def damage(self, connection: Connection) -> list[str]:
         """Look for damage in the database itself: a sentence for each, none if all is well."""
 

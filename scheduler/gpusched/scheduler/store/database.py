@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from threading import RLock
 from typing import Any
 
 from sqlalchemy import (
@@ -46,6 +48,8 @@ _EVENT = tuple(events.c[field.name] for field in fields(EventRecord))
 class DatabaseStore:
     """A `Store`, see `gpusched.scheduler.ports`. It has one connection, and gets itself a new one after an error.
 
+    Calls that come at the same time wait for each other, except for `check`, which has a connection of its own.
+
     Args:
         url: the database; `sqlite.sqlite_url` makes one for a file.
 
@@ -54,7 +58,10 @@ class DatabaseStore:
     """
 
     def __init__(self, url: str | URL) -> None:
+        # Calls come from the event loop and from the thread that syncs; there is one connection.
+        self._lock = threading.RLock()
         self._backend = backend_for(url)
+        self._lock = RLock()
         self._sql: Statements | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -63,6 +70,10 @@ class DatabaseStore:
         self._whose: tuple[str, int] | None = None
 
     def open(self) -> Boot:
+        with self._lock:
+            return self._open()
+
+    def _open(self) -> Boot:
         self.close()
         try:
             with self._explained():
@@ -146,36 +157,38 @@ class DatabaseStore:
         # A job whose lease is still active stays, ended or not: its devices are not free.
         held = exists().where(leases.c.job == jobs.c.id, leases.c.ended_at.is_(None))
         old = select(jobs.c.id).where(jobs.c.ended_at < before, ~held).order_by(jobs.c.ended_at, jobs.c.id)
-        with self._reading() as connection:
-            ids = connection.execute(old.limit(max(0, limit))).scalars().all()
-        if not ids:
-            return 0
-        each = [{"_job": job} for job in ids]
         of_job: BindParameter[int] = bindparam("_job")
+        of_lease = select(leases.c.epoch).where(leases.c.job == of_job)
         with self._writing(sync=False) as (connection, _):
-            of_lease = select(leases.c.epoch).where(leases.c.job == of_job)
-            connection.execute(delete(lease_devices).where(lease_devices.c.epoch.in_(of_lease)), each)
-            connection.execute(delete(leases).where(leases.c.job == of_job), each)
-            connection.execute(delete(events).where(events.c.job == of_job), each)
-            connection.execute(delete(jobs).where(jobs.c.id == of_job), each)
-            connection.execute(update(meta).where(meta.c.pruned_to < max(ids)).values(pruned_to=max(ids)))
+            ids = connection.execute(old.limit(max(0, limit))).scalars().all()
+            if ids:
+                each = [{"_job": job} for job in ids]
+                connection.execute(delete(lease_devices).where(lease_devices.c.epoch.in_(of_lease)), each)
+                connection.execute(delete(leases).where(leases.c.job == of_job), each)
+                connection.execute(delete(events).where(events.c.job == of_job), each)
+                connection.execute(delete(jobs).where(jobs.c.id == of_job), each)
+                connection.execute(update(meta).where(meta.c.pruned_to < max(ids)).values(pruned_to=max(ids)))
         return len(ids)
 
     def check(self) -> list[str]:
+        engine = self._backend.engine()
         try:
-            with self._reading() as connection:
+            with self._explained(ours=False), engine.connect() as connection:
+                self._backend.snapshot(connection)
+                if migrate.check_known(connection, self._backend.place) != migrate.HEAD:
+                    return [self._older()]
                 return [*self._backend.damage(connection), *checks.contradictions(connection)]
         except StoreError as error:
             if error.passing:
                 raise
             return [str(error)]
         finally:
-            if self._whose is None:
-                self.close()
+            engine.dispose()
 
     def close(self) -> None:
-        self._whose = None
-        self._drop()
+        with self._lock:
+            self._whose = None
+            self._drop()
 
     def _put(self, cursor: DBAPICursor, batch: Batch) -> None:
         """Send a batch's rows; jobs first, since the others point to them."""
@@ -252,7 +265,7 @@ class DatabaseStore:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._explained():
+        with self._lock, self._explained():
             connection, _ = self._connected()
             try:
                 yield connection
@@ -262,7 +275,7 @@ class DatabaseStore:
     @contextmanager
     def _writing(self, *, sync: bool) -> Iterator[tuple[Connection, DBAPICursor]]:
         """A transaction; both ways of sending statements take part in it."""
-        with self._explained():
+        with self._lock, self._explained():
             connection, cursor = self._connected()
             try:
                 self._backend.begin(cursor, sync=sync)
@@ -275,7 +288,8 @@ class DatabaseStore:
                 connection.rollback()  # ends what SQLAlchemy thinks has begun; the driver has nothing left to do
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, *, ours: bool = True) -> Iterator[None]:
+        """Turn what the driver raises into words; `ours` if it is about the connection that we keep."""
         try:
             yield
         except StoreError:
@@ -283,7 +297,7 @@ class DatabaseStore:
         except Exception as error:
             cause = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
             verdict = self._backend.explain(cause)
-            if verdict is None or verdict.reconnect:
+            if ours and (verdict is None or verdict.reconnect):
                 self._drop()
             if verdict is None:
                 raise
@@ -313,12 +327,11 @@ class DatabaseStore:
         self._engine = self._backend.engine()
         try:
             self._connection = connection = self._engine.connect()
-            revision = migrate.revision_of(connection, place)
+            revision = migrate.check_known(connection, place)
             connection.rollback()
             if revision != migrate.HEAD:
-                migrate.check_known(revision, place)
                 if not upgrade:
-                    raise StoreError(f"{place} has an older schema; the server brings it up to date", passing=False)
+                    raise StoreError(self._older(), passing=False)
                 self._backend.rebuilding(connection)
                 migrate.upgrade(connection)
                 connection.commit()
@@ -335,6 +348,9 @@ class DatabaseStore:
         except BaseException:
             self._drop()
             raise
+
+    def _older(self) -> str:
+        return f"{self._backend.place} has an older schema; the server brings it up to date when it starts"
 
     def _drop(self) -> None:
         """Close the connection, whatever state it is in."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from threading import RLock
+from typing import Concatenate, ParamSpec, TypeVar
 
 from gpusched.scheduler.core.records import Batch, Boot, EventRecord, JobRecord, LeaseRecord
 from gpusched.scheduler.core.states import State
@@ -13,6 +16,19 @@ from gpusched.scheduler.store import sentences
 
 _FINAL = frozenset(state.value for state in State if state.final)
 _RUNNING = State.RUNNING.value
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(method: Callable[Concatenate[MemoryStore, _P], _R]) -> Callable[Concatenate[MemoryStore, _P], _R]:
+    """Calls from several threads wait for each other."""
+
+    @wraps(method)
+    def locked(store: MemoryStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with store._lock:
+            return method(store, *args, **kwargs)
+
+    return locked
 
 
 class MemoryStore:
@@ -24,6 +40,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.failure: StoreError | None = None
+        self._lock = RLock()
         self._state_id = secrets.token_hex(8)
         self._starts = 0
         self._open = False
@@ -36,6 +53,7 @@ class MemoryStore:
         self._held: dict[str, int] = {}
         self._settings: dict[str, str] = {}
 
+    @_alone
     def open(self) -> Boot:
         self._fail()
         self._open = True
@@ -48,6 +66,7 @@ class MemoryStore:
             settings=dict(self._settings),
         )
 
+    @_alone
     def commit(self, batch: Batch) -> None:
         self._must_work()
         for problem in self._problems(batch):
@@ -69,14 +88,17 @@ class MemoryStore:
             else:
                 self._settings[key] = value
 
+    @_alone
     def job(self, job_id: int) -> JobRecord | None:
         self._must_work()
         return self._jobs.get(job_id)
 
+    @_alone
     def events(self, job_id: int) -> tuple[EventRecord, ...]:
         self._must_work()
         return tuple(self._events.get(job_id, ()))
 
+    @_alone
     def ended_jobs(
         self,
         *,
@@ -91,10 +113,12 @@ class MemoryStore:
         places = sorted((place for place in found if after is None or place < after), reverse=True)
         return tuple(found[place] for place in places[: max(0, limit)])
 
+    @_alone
     def count_ended(self, *, states: frozenset[str] = frozenset(), user: str = "", name: str = "") -> int:
         self._must_work()
         return sum(1 for _ in self._ended(states, user, name))
 
+    @_alone
     def prune(self, before: float, limit: int = 1000) -> int:
         self._must_work()
         held = {self._leases[epoch].job for epoch in self._active}
@@ -109,6 +133,7 @@ class MemoryStore:
         self._pruned_to = max(self._pruned_to, max(gone, default=0))
         return len(gone)
 
+    @_alone
     def check(self) -> list[str]:
         self._fail()
         return list(self._contradictions())

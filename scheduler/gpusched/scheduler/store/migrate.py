@@ -17,13 +17,13 @@ HEAD = "0001"
 VERSION_TABLE = "gpusched_schema"
 
 
-def revision_of(connection: Connection, place: str) -> str:
-    """The schema's revision.
+def check_known(connection: Connection, place: str) -> str:
+    """The schema's revision: HEAD, or an older one from which there is a way.
 
     Raises:
-        StoreError: the database is not ours.
+        StoreError: the database is not ours, or from a newer program.
     """
-    # Read through the connection anew each time: an inspector remembers.
+    # Inspected anew each time: an inspector remembers.
     if not inspect(connection).has_table(VERSION_TABLE):
         raise StoreError(
             f"{place} is a database, but none of gpusched's; choose another place, or move it away to begin anew",
@@ -32,26 +32,17 @@ def revision_of(connection: Connection, place: str) -> str:
     revision = connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar_one_or_none()
     if revision is None:
         raise StoreError(f"{place} does not say which schema it has; put it back from a backup", passing=False)
-    return str(revision)
-
-
-def check_known(revision: str, place: str) -> None:
-    """Refuse a schema that this program has no way from.
-
-    Raises:
-        StoreError: it is not the newest, nor an older one.
-    """
     if revision == HEAD:
-        return
+        return HEAD
     from alembic.script import ScriptDirectory  # slow to import, and hardly ever needed
 
-    known = {script.revision for script in ScriptDirectory(str(_folder())).walk_revisions()}
-    if revision not in known:
+    if revision not in {script.revision for script in ScriptDirectory(str(_folder())).walk_revisions()}:
         raise StoreError(
             f"{place} was written by a newer gpusched (schema {revision}; this one knows up to {HEAD}): "
             "install that version again, or put back the backup from before the upgrade",
             passing=False,
         )
+    return str(revision)
 
 
 def upgrade(connection: Connection) -> None:

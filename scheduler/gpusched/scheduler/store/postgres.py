@@ -80,5 +80,8 @@ class PostgresBackend:
             return Verdict(f"{self.place} refuses a contradiction: {text}", False, False)
         return Verdict(f"{self.place} cannot take this: {text}", False, True)
 
+    def snapshot(self, connection: Connection) -> None:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
     def damage(self, connection: Connection) -> list[str]:
         return []

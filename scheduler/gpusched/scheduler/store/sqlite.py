@@ -23,7 +23,7 @@ from gpusched.scheduler.store.backend import Verdict
 log = logging.getLogger("gpusched.store")
 
 #: How long to wait for another process (`sqlite3` in a shell) that holds the lock, in seconds.
-BUSY_SECONDS = 0.25
+BUSY_SECONDS = 0.1
 # The log grows with a burst, and is cut back to this when it has been copied into the file.
 _LOG_BYTES = 16 << 20
 _DAMAGE_LINES = 20
@@ -251,6 +251,9 @@ class SqliteBackend:
         except OSError:
             return False
         return found.f_bavail * found.f_frsize < _FULL_BYTES
+
+    def snapshot(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
     def damage(self, connection: Connection) -> list[str]:
         found = connection.exec_driver_sql(f"PRAGMA integrity_check({_DAMAGE_LINES})").scalars().all()

@@ -1,0 +1,161 @@
+"""The server goes: holders are told, nothing is ended by it, and it is quick; and there is never a second one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rpc.calls import PATIENCE, Client
+from rpc.servers import assert_quiet
+from support.server import Server, free_port
+
+from gpusched.v1 import scheduler_pb2
+
+
+@pytest.fixture
+def mortal() -> Iterator[Server]:
+    """A server that a test may end."""
+    with Server("4", args=("--sample-interval", "100ms")) as server:
+        yield server
+        assert_quiet(server.log)
+
+
+async def ended(server: Server) -> int:
+    """Exit status of a server that is ending."""
+    assert server.process is not None
+    async with asyncio.timeout(PATIENCE):
+        while (status := server.process.poll()) is None:
+            await asyncio.sleep(0.01)
+    return status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_holders_are_told_before_the_server_goes(mortal: Server, number: signal.Signals) -> None:
+    assert mortal.process is not None
+    client = Client(mortal.address)
+    try:
+        holder, waiter = await client.holder(4), await client.waiter(1)
+        health = health_pb2_grpc.HealthStub(client.channel).Watch(
+            health_pb2.HealthCheckRequest(service="gpusched.v1.Scheduler")
+        )
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watching = client.scheduler.WatchJobs(scheduler_pb2.WatchJobsRequest())
+        await watching.read()
+        began = time.monotonic()
+        mortal.process.send_signal(number)
+        for stream in (holder, waiter):
+            notice = await stream.until("notice")
+            assert notice.kind == scheduler_pb2.NOTICE_KIND_SERVER_STOPPING
+            assert notice.job_id == stream.job_id
+            assert "stays yours" in notice.message
+            assert not notice.HasField("deadline")
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for stream in (holder, waiter):
+            assert (await stream.end()).code is grpc.StatusCode.UNAVAILABLE
+            assert "ended" not in stream.seen  # nothing is ended by it
+        assert await ended(mortal) == 0
+        assert time.monotonic() - began < 5.0
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.scheduler.GetStatus(scheduler_pb2.GetStatusRequest(), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        await client.close()
+    # The end of the streams was the server's doing, and says nothing about the jobs.
+    log = mortal.log.split("stopping", 1)[1]
+    assert "end job=" not in log
+
+
+async def test_an_idle_server_goes_at_once(mortal: Server) -> None:
+    assert mortal.process is not None
+    began = time.monotonic()
+    mortal.process.terminate()
+    assert await ended(mortal) == 0
+    assert time.monotonic() - began < 2.0
+
+
+async def test_a_second_signal_is_no_harm(mortal: Server) -> None:
+    assert mortal.process is not None
+    client = Client(mortal.address)
+    await client.holder(1)
+    for _ in range(3):
+        mortal.process.terminate()
+    assert await ended(mortal) == 0
+    await client.close()
+
+
+async def test_nothing_new_is_granted_while_it_goes(mortal: Server) -> None:
+    assert mortal.process is not None
+    client = Client(mortal.address)
+    holder = await client.holder(4)
+    waiter = await client.waiter(4)
+    mortal.process.terminate()
+    await holder.until("notice")
+    holder.cancel()
+    await waiter.end()
+    assert "granted" not in waiter.seen
+    await client.close()
+    assert await ended(mortal) == 0
+
+
+def attempt(*arguments: str) -> tuple[int, str]:
+    """Try to serve; gives the exit status and what was said."""
+    server = Server("4", port=1)
+    command = [*server.command[: server.command.index("--port")], *arguments]
+    try:
+        done = subprocess.run(
+            command, env=server.server_env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+        )
+    finally:
+        server.close()
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_second_server_on_the_port_is_refused(mortal: Server, tmp_path: object) -> None:
+    status, said = attempt("--port", str(mortal.port), "--state-dir", str(tmp_path))
+    assert status == 1
+    assert f"port {mortal.port} on 127.0.0.1 is taken" in said
+    assert "--port" in said
+    assert "Traceback" not in said
+    assert said.count("\n") <= 2
+
+
+def test_a_second_server_on_the_state_directory_is_refused(mortal: Server) -> None:
+    status, said = attempt("--port", str(free_port()), "--state-dir", str(mortal.state_dir))
+    assert status == 1
+    assert str(mortal.state_dir) in said
+    assert str(mortal.process.pid if mortal.process else "") in said
+    assert "Traceback" not in said
+
+
+async def test_the_first_server_has_not_noticed(mortal: Server, tmp_path: object) -> None:
+    client = Client(mortal.address)
+    stream = await client.holder(1)
+    attempts = [
+        asyncio.to_thread(attempt, "--port", str(mortal.port), "--state-dir", str(tmp_path)),
+        asyncio.to_thread(attempt, "--port", str(free_port()), "--state-dir", str(mortal.state_dir)),
+    ]
+    assert [status for status, _ in await asyncio.gather(*attempts)] == [1, 1]
+    await stream.nothing_for(0.1)
+    assert (await client.status()).jobs_running == 1
+    await client.close()
+
+
+async def test_kill_9_leaves_nothing_that_keeps_the_next_one_from_starting(
+    server_factory: Callable[..., Server], tmp_path: object
+) -> None:
+    first = server_factory("4", state_dir=tmp_path)
+    client = Client(first.address)
+    stream = await client.holder(1)
+    first.kill()
+    assert (await stream.end()).code is grpc.StatusCode.UNAVAILABLE
+    await client.close()
+    second = server_factory("4", state_dir=tmp_path, port=first.port)
+    client = Client(second.address)
+    assert (await client.status()).gpus_total == 4
+    await client.close()
