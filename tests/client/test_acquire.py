@@ -203,6 +203,16 @@ def test_closing_a_waiting_ticket_leaves_the_queue(one_gpu):
         assert one_gpu.job(ticket.job_id).state.ended
 
 
+def test_closing_a_ticket_that_another_thread_waits_for(one_gpu):
+    with acquire():
+        ticket = another()
+        closing = threading.Thread(target=lambda: (wait_until(lambda: one_gpu.status().jobs_queued), ticket.close()))
+        closing.start()
+        with pytest.raises(GpuschedError, match="closed"):
+            ticket.start()
+        closing.join()
+
+
 def test_a_dropped_ticket_leaves_the_queue(one_gpu):
     with acquire():
         with pytest.warns(ResourceWarning, match="without close"):

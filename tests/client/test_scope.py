@@ -255,6 +255,17 @@ def test_other_peoples_processes_keep_nothing(client):
         assert fresh.job_id != lease.job_id
 
 
+def test_kept_also_where_warnings_are_errors(client):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(GpuschedWarning), acquire() as first:
+            sit_on(client, first)
+    with acquire() as second:
+        assert second.job_id == first.job_id
+        sit_on(client, first, processes=[])
+    assert client.job(first.job_id).state is JobState.COMPLETED
+
+
 def test_an_exception_keeps_as_well(client):
     with pytest.warns(GpuschedWarning), pytest.raises(ZeroDivisionError), acquire() as lease:
         sit_on(client, lease)

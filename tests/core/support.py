@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy, deepcopy
 from typing import Any, TypeVar
 
 from gpusched.scheduler.core import effects as do
@@ -51,20 +52,7 @@ def make_spec(gpus: int = 1, *, user: str = "alice", **more: Any) -> JobSpec:
 def snapshot(engine: Engine) -> dict[str, Any]:
     """All that an engine knows, as plain values; what must be equal if nothing has changed."""
     return {
-        "jobs": {
-            job.id: (
-                job.spec,
-                job.submitted_at,
-                job.priority,
-                job.name,
-                job.status,
-                job.token_hash,
-                job.attachment,
-                job.cancelling,
-                tuple(job.history),
-            )
-            for job in engine.jobs.values()
-        },
+        "jobs": {job.id: {name: copy(getattr(job, name)) for name in Job.__slots__} for job in engine.jobs.values()},
         "queue": [job.id for job in engine.queue],
         "classes": {
             request: (list(found.keys), found.verdict, found.blocked_by, found.unavailable_since)
@@ -84,8 +72,9 @@ def snapshot(engine: Engine) -> dict[str, Any]:
             for device in engine.pool.devices.values()
         },
         "nodes": {name: (node.drained, list(node.available)) for name, node in engine.pool.nodes.items()},
-        "rest": (engine.paused, engine.pass_wanted, engine._next_job, engine._next_epoch, list(engine._impatient)),
-        "indexes": (dict(engine._tokens), dict(engine._requests)),
+        "rest": (engine.paused, engine.halted, engine.pass_wanted, engine._next_job, engine._next_epoch),
+        "lists": (list(engine._impatient), set(engine.absent), engine.hold_until, engine._next_look),
+        "indexes": (dict(engine._tokens), dict(engine._requests), deepcopy(engine._followers)),
         "deadlines": sorted((at, number, what.name, job, epoch) for at, number, what, job, epoch in _heap(engine)),
         "untold": list(engine._out),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -334,6 +335,15 @@ def seconds(value: float) -> duration_pb2.Duration:
     """A Duration."""
     whole = int(value)
     return duration_pb2.Duration(seconds=whole, nanos=round((value - whole) * 1e9))
+
+
+async def until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """The first true value that a condition gives."""
+    async with asyncio.timeout(timeout):
+        while True:
+            if value := condition():
+                return value
+            await asyncio.sleep(0.002)
 
 
 async def admin_token(address: str) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+
 from rpc.calls import Client, admin_token
 from rpc.servers import another_user, assert_idle, assert_quiet, running
 from support.server import Server

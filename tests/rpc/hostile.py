@@ -15,9 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "generated")]
 
-from rpc import http2  # noqa: E402
-
 from gpusched.v1 import resources_pb2, scheduler_pb2  # noqa: E402
+from rpc import http2  # noqa: E402
 
 
 def acquire(name: str, priority: int) -> bytes:

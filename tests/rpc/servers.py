@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpusched.v1 import resources_pb2, scheduler_pb2
 from rpc.calls import PATIENCE, Client
 from support.server import Server, clean_environment
-
-from gpusched.v1 import resources_pb2, scheduler_pb2
 
 FORWARDER = Path(__file__).with_name("forwarder.py")
 #: A user id that is not ours and has no name.
@@ -73,6 +72,17 @@ def another_user(address: str, uid: int = OTHER_UID) -> Iterator[str]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours that does nothing, killed at the end of the block."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def rss(pid: int) -> int:

@@ -6,9 +6,9 @@ import time
 
 import grpc
 import pytest
-from rpc.calls import Client, refusal
 
 from gpusched.v1 import job_pb2, scheduler_pb2
+from rpc.calls import Client, refusal
 
 
 async def test_a_free_gpu_is_granted_right_after_the_acceptance_and_told_once(client: Client) -> None:
@@ -109,7 +109,7 @@ async def test_release_says_how_the_work_ended(
     assert [gpu.index for gpu in job.gpus] == [0]
     assert [(job_pb2.JobState.Name(line.state)[10:], line.message) for line in job.history] == [
         ("QUEUED", "accepted"),
-        ("RUNNING", "granted 1 GPU(s)"),
+        ("RUNNING", "granted 1 GPU"),
         ("RUNNING", "confirmed"),
         (state, message),
     ]

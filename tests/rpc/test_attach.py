@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-from rpc.calls import PATIENCE, Client, Stream, refusal
 
 from gpusched.v1 import job_pb2, scheduler_pb2
+from rpc.calls import PATIENCE, Client, Stream, refusal
 
 
 def resume(client: Client, token: str) -> Stream:

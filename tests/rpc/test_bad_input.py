@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import duration_pb2
+
+from gpusched.v1 import job_pb2, scheduler_pb2
 from rpc.calls import OPTIONS, PATIENCE, Client, Refusal, refusal
 from rpc.servers import running
 from support.server import Server
-
-from gpusched.v1 import job_pb2, scheduler_pb2
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NEVER = grpc.StatusCode.FAILED_PRECONDITION

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
+from gpusched.v1 import job_pb2, scheduler_pb2
 from rpc.calls import Client, refusal
 from rpc.servers import running
 from support.server import Server
-
-from gpusched.v1 import job_pb2, scheduler_pb2
 
 WINDOW = 0.5
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
-from rpc.calls import PATIENCE
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
@@ -19,6 +19,7 @@ from gpusched.scheduler.core.model import DeviceInfo, NodeInfo, Owner, Request
 from gpusched.scheduler.core.states import Finished, Outcome, Running, State
 from gpusched.scheduler.desk import Desk, Superseded, Ticket
 from gpusched.scheduler.driver import Driver
+from rpc.calls import PATIENCE, until
 
 GPUS = 4
 
@@ -53,12 +54,6 @@ class Room:
         ticket = self.desk.open(job, job.attachment)
         ticket.stale = False
         return ticket
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -101,6 +96,7 @@ async def test_what_falls_due_with_a_refused_event_is_told_all_the_same(room: Ro
     time.sleep(0.02)  # noqa: ASYNC251 - the timer must not come first
     with pytest.raises(NotFound):
         room.driver.handle(ev.Cancel(JobId(999), "no such job"))
+    await asyncio.sleep(0)
     message = ticket.take()
     assert isinstance(message, do.Ended)
     assert message.reason == "MAX_WAIT"
@@ -152,7 +148,7 @@ async def test_waiters_are_told_nearest_to_the_front_first_and_so_many_at_a_time
         if sum(stale) != told[-1]:
             told.append(sum(stale))
         assert time.monotonic() - began < PATIENCE
-    steps = [later - earlier for earlier, later in zip(told, told[1:], strict=False)]
+    steps = [later - earlier for earlier, later in pairwise(told)]
     assert max(steps) <= 2 * Desk.CHUNK
     assert time.monotonic() - began > 3 * Desk.TICK
     assert isinstance(holder.status, Running)
@@ -178,7 +174,7 @@ async def test_ceaseless_changes_reach_the_front_at_once_and_the_end_in_time(roo
         for ticket in tickets:
             pokes += ticket.stale
             ticket.stale = False
-    gaps = [later - earlier for earlier, later in zip(front, front[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(front)]
     assert min(gaps) < 2 * Desk.TICK + 0.1
     assert pokes / (time.monotonic() - began) < 2 * 2 * Desk.CHUNK / Desk.TICK
 
@@ -201,6 +197,7 @@ async def test_a_reader_that_does_not_read_has_its_news_in_order_and_one_place(r
     assert waiter.lease is not None
     room.driver.handle(ev.Cancel(waiter.id, "enough"))
     room.driver.handle(ev.Release(waiter.id, waiter.lease.epoch, Outcome(0)))
+    await asyncio.sleep(0)
     kinds = []
     while (message := ticket.take()) is not None:
         kinds.append(type(message))
@@ -218,6 +215,7 @@ async def test_a_newer_ticket_takes_over_and_the_older_ones_end_means_nothing(ro
     room.desk.close(older)
     assert len(room.desk) == 1
     room.driver.handle(ev.Cancel(job.id, "x"))
+    await asyncio.sleep(0)
     assert isinstance(newer.take(), do.Ended)
     room.desk.close(newer)
     assert len(room.desk) == 0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
-from rpc.calls import Client, refusal, seconds
-from rpc.servers import running
-from support.server import Server
 
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, simulation_pb2
+from rpc.calls import Client, refusal, seconds
+from rpc.servers import running, sleeper
+from support.server import Server
 
 SET_ASIDE = 0.6
 #: Above every pid that the kernel gives, so that no process of this machine is meant.
@@ -68,17 +67,13 @@ async def test_a_foreign_process_keeps_a_gpu_from_being_granted_until_it_is_gone
 
 async def test_a_foreign_process_that_the_sampling_finds_or_misses(client: Client) -> None:
     """The regular look alone, without a word from anybody, finds a process that ends by itself."""
-    sleeper = subprocess.Popen(["sleep", "60"])
-    try:
-        process = resources_pb2.GpuProcess(pid=sleeper.pid, memory_bytes=300 << 20)
-        shown = await client.simulate("0", processes=[process], set_processes=True)
+    with sleeper() as process:
+        seen = resources_pb2.GpuProcess(pid=process.pid, memory_bytes=300 << 20)
+        shown = await client.simulate("0", processes=[seen], set_processes=True)
         assert shown.state == resources_pb2.GPU_STATE_FOREIGN
-        assert shown.message.startswith(f"GPU 0: pid {sleeper.pid} sleep (")
+        assert shown.message.startswith(f"GPU 0: pid {process.pid} sleep (")
         assert shown.message.endswith("holds 300 MiB, not under a lease")
         waiter = await client.waiter(4)
-    finally:
-        sleeper.kill()
-        sleeper.wait()
     await waiter.granted(3.0)
 
 
@@ -96,10 +91,9 @@ async def test_a_foreign_process_on_a_leased_gpu_is_told_to_the_holder_once(clie
 
 async def test_the_holders_own_processes_are_no_strangers(client: Client) -> None:
     stream = await client.holder(1, holder=me())
-    child = subprocess.Popen(["sleep", "60"])
-    try:
-        process = resources_pb2.GpuProcess(pid=child.pid, memory_bytes=2 << 30)
-        shown = await client.simulate("0", processes=[process], set_processes=True)
+    with sleeper() as child:
+        seen = resources_pb2.GpuProcess(pid=child.pid, memory_bytes=2 << 30)
+        shown = await client.simulate("0", processes=[seen], set_processes=True)
         assert (shown.state, shown.message) == (resources_pb2.GPU_STATE_ALLOCATED, "")
         assert shown.processes[0].job_id == stream.job_id
         await stream.nothing_for(0.3)
@@ -112,9 +106,6 @@ async def test_the_holders_own_processes_are_no_strangers(client: Client) -> Non
         queued = await waiter.queued_as(lambda queued: queued.reason.code == job_pb2.REASON_CODE_UNAVAILABLE)
         assert gpu.message in queued.reason.message
         await waiter.nothing_for(0.3)
-    finally:
-        child.kill()
-        child.wait()
     await waiter.granted(3.0)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from rpc.calls import PATIENCE, Client
 
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
+from rpc.calls import PATIENCE, Client
 
 QUEUED, RUNNING, CANCELLED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLED
 
@@ -279,7 +279,12 @@ async def test_gpus_are_watched(client: Client) -> None:
 
 async def test_status_nodes_and_explanations(client: Client) -> None:
     status = await client.status()
-    assert (status.service, status.gpus_total, status.gpus_free, status.inventory_mode) == ("gpusched", 8, 8, "simulated")
+    assert (status.service, status.gpus_total, status.gpus_free, status.inventory_mode) == (
+        "gpusched",
+        8,
+        8,
+        "simulated",
+    )
     assert status.address == client.address
     assert status.uptime.ToNanoseconds() > 0
     assert status.state_id
@@ -314,8 +319,8 @@ async def test_a_grpc_deadline_ends_a_stream_and_its_job(client: Client, name: s
     )
     events = []
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for event in call:
-            events.append(event.WhichOneof("event"))
+        while True:
+            events.append((await call.read()).WhichOneof("event"))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert events == ["accepted", "queued"]
     await client.eventually(client.status, lambda status: status.jobs_queued == 0)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+
+from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 from rpc import http2
 from rpc.calls import OPTIONS, PATIENCE, Client
 from rpc.servers import cpu_seconds, rss
 from support.server import Server
-
-from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 CROWD, CHANNELS = 3000, 20
 #: Streams that are never read, of each kind.
@@ -71,7 +72,11 @@ async def test_the_first_of_a_crowd_gets_gpus_while_it_is_still_coming_in(client
 
 
 def deaf(address: str, method: str, message: bytes, window: int | None) -> list[socket.socket]:
-    """Connections with many calls, whose answers nobody reads. `window`: bytes that we let the server send; None: 64 KiB."""
+    """Connections with many calls, whose answers nobody reads.
+
+    Args:
+        window: bytes that we let the server send on each stream; None for the usual 64 KiB.
+    """
     host, port = address.rsplit(":", 1)
     connections = []
     for _ in range(DEAF // 20):
@@ -163,3 +168,33 @@ async def test_calls_begun_and_cancelled_in_one_breath(box: Server, client: Clie
             pass  # the server may have had enough of us
     stream = await client.holder(8)
     assert len(stream.grant.gpus) == 8
+
+
+@pytest.fixture
+def frugal() -> Iterator[Server]:
+    """A server that was started with a low soft limit of open files, as shells and services have one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    server = Server("4")
+    try:
+        server.start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        yield server
+    finally:
+        server.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_more_clients_than_the_usual_limit_of_open_files(frugal: Server) -> None:
+    """Each waiting gsrun has a connection of its own; at the limit, nobody else gets in."""
+    host, port = frugal.address.rsplit(":", 1)
+    connections = [socket.create_connection((host, int(port))) for _ in range(400)]
+    try:
+        for connection in connections:
+            connection.sendall(http2.PREFACE + http2.settings())
+        client = Client(frugal.address)
+        assert (await client.status()).gpus_total == 4
+        await client.close()
+    finally:
+        for connection in connections:
+            connection.close()

@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 
 import pytest
-from rpc.calls import PATIENCE
 
 from gpusched.scheduler import observer as module
 from gpusched.scheduler.core import effects as do
@@ -29,6 +29,7 @@ from gpusched.scheduler.core.model import (
 from gpusched.scheduler.core.states import Outcome, Queued, Running
 from gpusched.scheduler.driver import Driver
 from gpusched.scheduler.observer import Observer
+from rpc.calls import PATIENCE, until
 
 OWNER = Owner(1000, "alice")
 HOLDER = Holder(500, 1)
@@ -119,13 +120,8 @@ class Box:
         """Begin the regular readings."""
         self.tasks.append(asyncio.create_task(self.observer.run()))
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await asyncio.sleep(0.002)
-
     async def running(self, job: Job) -> None:
-        await self.until(lambda: isinstance(job.status, Running))
+        await until(lambda: isinstance(job.status, Running))
 
 
 @pytest.fixture
@@ -158,12 +154,12 @@ async def test_a_dirty_gpu_is_looked_at_ever_more_seldom(box: Box) -> None:
     await box.observer.read_all()  # seen under the lease: it is the lease's own
     second = box.submit(2)
     box.release(first)
-    await box.until(lambda: box.condition("a") is Condition.DIRTY)
+    await until(lambda: box.condition("a") is Condition.DIRTY)
     assert f"of job {first.id} still holds 1.0 GiB" in box.message("a")
     assert box.condition("b") is Condition.CLEAN
-    await box.until(lambda: len([uuid for uuid, _ in box.inventory.looks if uuid == "a"]) == 6)
+    await until(lambda: len([uuid for uuid, _ in box.inventory.looks if uuid == "a"]) == 6)
     times = [at for uuid, at in box.inventory.looks if uuid == "a"]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     for gap, least in zip(gaps, (0.02, 0.04, 0.08, 0.16, 0.32), strict=True):
         assert gap >= least * 0.95
     assert isinstance(second.status, Queued)
@@ -176,12 +172,12 @@ async def test_a_hanging_look_harms_only_its_own_gpu(box: Box) -> None:
     await box.running(first)
     gate = box.inventory.gates["a"] = threading.Event()
     box.release(first)
-    await box.until(lambda: box.condition("b") is Condition.CLEAN)
+    await until(lambda: box.condition("b") is Condition.CLEAN)
     other = box.submit(1)
     await box.running(other)
     assert other.lease is not None
     assert other.lease.devices == ("b",)
-    await box.until(lambda: box.condition("a") is Condition.UNHEALTHY)
+    await until(lambda: box.condition("a") is Condition.UNHEALTHY)
     assert "did not answer within 0.5 s" in box.message("a")
     # While that call hangs, no other one is made on the GPU.
     calls = len(box.inventory.looks)
@@ -196,14 +192,14 @@ async def test_a_hanging_look_harms_only_its_own_gpu(box: Box) -> None:
 async def test_a_hanging_reading_is_told_and_the_others_go_on(box: Box) -> None:
     gate = box.inventory.gates["b"] = threading.Event()
     box.sample()
-    await box.until(lambda: box.condition("b") is Condition.UNHEALTHY)
+    await until(lambda: box.condition("b") is Condition.UNHEALTHY)
     assert box.condition("a") is Condition.CLEAN
     assert box.observer.readings["b"][0].fault == "the driver did not answer within 0.5 s"
     taken = box.observer.readings["a"][1]
-    await box.until(lambda: box.observer.readings["a"][1] > taken)
+    await until(lambda: box.observer.readings["a"][1] > taken)
     del box.inventory.gates["b"]
     gate.set()
-    await box.until(lambda: box.condition("b") is Condition.CLEAN)
+    await until(lambda: box.condition("b") is Condition.CLEAN)
 
 
 async def test_a_failing_driver_is_a_fault_and_no_end_of_the_looking(
@@ -212,10 +208,10 @@ async def test_a_failing_driver_is_a_fault_and_no_end_of_the_looking(
     box.sample()
     for error, told in ((OSError("GPU is lost"), "GPU 0: GPU is lost"), (ValueError("a bug"), "GPU 0: a bug")):
         box.inventory.failing["a"] = error
-        await box.until(lambda told=told: box.message("a") == told)  # type: ignore[misc]
+        await until(lambda told=told: box.message("a") == told)  # type: ignore[misc]
         assert box.condition("a") is Condition.UNHEALTHY
         del box.inventory.failing["a"]
-        await box.until(lambda: box.condition("a") is Condition.CLEAN)
+        await until(lambda: box.condition("a") is Condition.CLEAN)
     # Only the second one is a bug of ours, worth a traceback.
     assert {record.exc_info[1] for record in caplog.records if record.levelno == logging.ERROR and record.exc_info} == {
         error
@@ -227,7 +223,7 @@ async def test_a_failing_look_does_not_lose_the_gpu(box: Box, caplog: pytest.Log
     await box.running(first)
     box.inventory.failing["a"] = ValueError("a bug")
     box.release(first)
-    await box.until(lambda: box.condition("a") is Condition.UNHEALTHY)
+    await until(lambda: box.condition("a") is Condition.UNHEALTHY)
     del box.inventory.failing["a"]
     await box.running(box.submit(2))
 
@@ -239,7 +235,7 @@ async def test_one_call_at_a_time_for_each_gpu(box: Box) -> None:
         job = box.submit(2)
         await box.running(job)
         box.release(job)
-    await box.until(lambda: box.condition("a") is box.condition("b") is Condition.CLEAN)
+    await until(lambda: box.condition("a") is box.condition("b") is Condition.CLEAN)
     assert box.inventory.most_inside == 1
 
 
@@ -252,7 +248,7 @@ async def test_a_reading_from_before_a_hand_over_accuses_nobody(box: Box) -> Non
     box.inventory.sits["a"] = (OLD,)
     gate = box.inventory.gates["b"] = threading.Event()
     reading = asyncio.create_task(box.observer.read_all())
-    await box.until(lambda: read == ["a"])
+    await until(lambda: read == ["a"])
     # The reading of all still waits for the other GPU, and this one changes hands.
     box.inventory.sits["a"] = ()
     second = box.submit(1, Holder(700, 3))

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from gpusched.v1 import job_pb2
 from rpc.calls import PATIENCE, Client
 from rpc.servers import now, running
 from support.server import Server, clean_environment
-
-from gpusched.v1 import job_pb2
 
 WINDOW = 1.0
 

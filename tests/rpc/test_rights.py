@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
+
+from gpusched.v1 import admin_pb2, job_pb2, scheduler_pb2, simulation_pb2
 from rpc.calls import Client, admin_token, refusal
 from rpc.servers import OTHER_UID, another_user
 from support.server import Server, clean_environment
-
-from gpusched.v1 import admin_pb2, job_pb2, scheduler_pb2, simulation_pb2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -70,9 +70,7 @@ async def test_owners_and_administrators_alone_cancel_and_change(
         got = await refusal(caller.scheduler.CancelJob(scheduler_pb2.CancelJobRequest(job_id=job_id)))
         assert (got.code, got.reason, got.fields) == (DENIED, "NOT_OWNER", ("job_id",))
         assert f"belongs to {owner}" in got.message
-        request = scheduler_pb2.UpdateJobRequest(
-            job=job_pb2.Job(id=job_id, name="x"), update_mask={"paths": ["name"]}
-        )
+        request = scheduler_pb2.UpdateJobRequest(job=job_pb2.Job(id=job_id, name="x"), update_mask={"paths": ["name"]})
         got = await refusal(caller.scheduler.UpdateJob(request))
         assert (got.code, got.reason) == (DENIED, "NOT_OWNER")
     assert (await client.job(mine.job_id)).state == job_pb2.JOB_STATE_RUNNING
@@ -137,13 +135,10 @@ async def test_a_caller_that_is_gone_at_once_is_never_taken_for_root(client: Cli
     """Some kernels say uid 0 of a socket that its owner has closed. Whole requests are sent, then it is closed."""
     victim = await client.holder(1, name="root's own")
     script = Path(__file__).with_name("hostile.py")
-    subprocess.run(
-        [sys.executable, str(script), box.address, str(OTHER_UID), victim.job_id, "800"],
-        check=True,
-        timeout=60,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(script), box.address, str(OTHER_UID), victim.job_id, "800"), env=clean_environment()
     )
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     # All has been handled once a fresh call has been answered and nobody waits or holds but the victim.
     await client.eventually(client.status, lambda status: status.jobs_running + status.jobs_queued == 1)
     assert (await client.job(victim.job_id)).state == job_pb2.JOB_STATE_RUNNING

@@ -7,15 +7,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rpc.calls import PATIENCE, Client
-from rpc.servers import assert_quiet
-from support.server import Server, free_port
 
 from gpusched.v1 import scheduler_pb2
+from rpc.calls import PATIENCE, Client, until
+from rpc.servers import assert_quiet
+from support.server import Server, free_port
 
 
 @pytest.fixture
@@ -28,11 +29,10 @@ def mortal() -> Iterator[Server]:
 
 async def ended(server: Server) -> int:
     """Exit status of a server that is ending."""
-    assert server.process is not None
-    async with asyncio.timeout(PATIENCE):
-        while (status := server.process.poll()) is None:
-            await asyncio.sleep(0.01)
-    return status
+    process = server.process
+    assert process is not None
+    await until(lambda: process.poll() is not None)
+    return int(process.returncode)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -49,6 +49,7 @@ async def test_holders_are_told_before_the_server_goes(mortal: Server, number: s
         await watching.read()
         began = time.monotonic()
         mortal.process.send_signal(number)
+        mortal.process.send_signal(number)  # a second one is no harm
         for stream in (holder, waiter):
             notice = await stream.until("notice")
             assert notice.kind == scheduler_pb2.NOTICE_KIND_SERVER_STOPPING
@@ -79,16 +80,6 @@ async def test_an_idle_server_goes_at_once(mortal: Server) -> None:
     assert time.monotonic() - began < 2.0
 
 
-async def test_a_second_signal_is_no_harm(mortal: Server) -> None:
-    assert mortal.process is not None
-    client = Client(mortal.address)
-    await client.holder(1)
-    for _ in range(3):
-        mortal.process.terminate()
-    assert await ended(mortal) == 0
-    await client.close()
-
-
 async def test_nothing_new_is_granted_while_it_goes(mortal: Server) -> None:
     assert mortal.process is not None
     client = Client(mortal.address)
@@ -116,38 +107,33 @@ def attempt(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_second_server_on_the_port_is_refused(mortal: Server, tmp_path: object) -> None:
-    status, said = attempt("--port", str(mortal.port), "--state-dir", str(tmp_path))
+async def test_a_second_server_on_the_port_is_refused(box: Server, client: Client, tmp_path: Path) -> None:
+    stream = await client.holder(1)
+    status, said = await asyncio.to_thread(attempt, "--port", str(box.port), "--state-dir", str(tmp_path))
     assert status == 1
-    assert f"port {mortal.port} on 127.0.0.1 is taken" in said
+    assert f"port {box.port} on 127.0.0.1 is taken" in said
     assert "--port" in said
     assert "Traceback" not in said
     assert said.count("\n") <= 2
-
-
-def test_a_second_server_on_the_state_directory_is_refused(mortal: Server) -> None:
-    status, said = attempt("--port", str(free_port()), "--state-dir", str(mortal.state_dir))
-    assert status == 1
-    assert str(mortal.state_dir) in said
-    assert str(mortal.process.pid if mortal.process else "") in said
-    assert "Traceback" not in said
-
-
-async def test_the_first_server_has_not_noticed(mortal: Server, tmp_path: object) -> None:
-    client = Client(mortal.address)
-    stream = await client.holder(1)
-    attempts = [
-        asyncio.to_thread(attempt, "--port", str(mortal.port), "--state-dir", str(tmp_path)),
-        asyncio.to_thread(attempt, "--port", str(free_port()), "--state-dir", str(mortal.state_dir)),
-    ]
-    assert [status for status, _ in await asyncio.gather(*attempts)] == [1, 1]
+    # The first one has not noticed.
     await stream.nothing_for(0.1)
     assert (await client.status()).jobs_running == 1
-    await client.close()
+
+
+async def test_a_second_server_on_the_state_directory_is_refused(box: Server, client: Client) -> None:
+    assert box.process is not None
+    stream = await client.holder(1)
+    status, said = await asyncio.to_thread(attempt, "--port", str(free_port()), "--state-dir", str(box.state_dir))
+    assert status == 1
+    assert str(box.state_dir) in said
+    assert str(box.process.pid) in said
+    assert "Traceback" not in said
+    await stream.nothing_for(0.1)
+    assert (await client.status()).jobs_running == 1
 
 
 async def test_kill_9_leaves_nothing_that_keeps_the_next_one_from_starting(
-    server_factory: Callable[..., Server], tmp_path: object
+    server_factory: Callable[..., Server], tmp_path: Path
 ) -> None:
     first = server_factory("4", state_dir=tmp_path)
     client = Client(first.address)

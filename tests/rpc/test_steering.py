@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
+from gpusched.v1 import admin_pb2, job_pb2, resources_pb2, scheduler_pb2
 from rpc.calls import Client, refusal
 from rpc.servers import running
 from support.server import Server
-
-from gpusched.v1 import admin_pb2, job_pb2, resources_pb2, scheduler_pb2
 
 GRACE = 0.6
 

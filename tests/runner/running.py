@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
 import psutil
+
 from gpusched.client.transport import open_channel
 from gpusched.scheduler.runner.model import Run
 from gpusched.scheduler.runner.runner import ProcessRunner
@@ -108,21 +108,16 @@ class Job:
         self.id = self.accepted.job_id
 
     def run(self, directory: Path, command: Sequence[str], **changes: Any) -> Run:
-        """What a supervisor is to do for it; `env` adds variables."""
-        environment = {"PATH": os.environ["PATH"], MARK: self.mark} | dict(self.granted.environment)
-        return make_run(
-            directory,
-            command,
-            **{
-                "job_id": self.id,
-                "epoch": self.granted.epoch,
-                "resume_token": self.accepted.resume_token,
-                "address": self.server.address,
-                "state_id": self.accepted.state_id,
-                "environment": environment | changes.pop("env", {}),
-            }
-            | changes,
-        )
+        """What a supervisor is to do for it."""
+        known = {
+            "job_id": self.id,
+            "epoch": self.granted.epoch,
+            "resume_token": self.accepted.resume_token,
+            "address": self.server.address,
+            "state_id": self.accepted.state_id,
+            "environment": {"PATH": os.environ["PATH"], MARK: self.mark} | dict(self.granted.environment),
+        }
+        return make_run(directory, command, **known | changes)
 
     def get(self) -> job_pb2.Job:
         """The job as the server tells it."""
@@ -166,7 +161,7 @@ def make_run(directory: Path, command: Sequence[str], **changes: Any) -> Run:
         "address": "127.0.0.1:1",
         "state_id": "a state",
         "command": tuple(command),
-        "environment": {"PATH": os.environ["PATH"]},
+        "environment": {"PATH": os.environ["PATH"], MARK: secrets.token_hex(8)},
         "working_directory": str(directory),
         "output_path": str(directory / f"{job_id}.log"),
         "time_limit": None,
@@ -186,23 +181,20 @@ def wait_for_output(run: Run, text: str, timeout: float = QUICK) -> None:
 
 
 def supervisor_of(run: Run) -> int:
-    """Process id of a run's supervisor."""
+    """Process id of a run's supervisor: the nearest of that name above any process of the command."""
 
     def find() -> int:
-        name = f"gpusched-{run.job_id}"
-        token = run.command
-        found = [p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == name and _is_ours(p, token)]
-        return found[0] if found else 0
+        for pid in marked(run.environment[MARK]):
+            try:
+                above = psutil.Process(pid).parents()
+            except psutil.NoSuchProcess:
+                continue
+            for process in above:
+                if process.name() == f"gpusched-{run.job_id}":
+                    return process.pid
+        return 0
 
     return wait_until(find, QUICK, "a supervisor")
-
-
-def _is_ours(process: psutil.Process, command: tuple[str, ...]) -> bool:
-    """Whether it has the run's command below it: other engineers' tests have jobs of the same number."""
-    try:
-        return any(child.cmdline() == list(command) for child in process.children())
-    except psutil.Error:
-        return False
 
 
 def marked(mark: str) -> list[int]:
@@ -240,5 +232,6 @@ def assert_dead_within(job: Job, seconds: float) -> None:
     assert time.monotonic() - began < seconds, "too slow"
 
 
-def error_of(call: Any) -> grpc.StatusCode:
-    return call.code()
+def state(name: str) -> int:
+    """The number of a job's state: `state("LOST")`."""
+    return int(job_pb2.JobState.Value(f"JOB_STATE_{name}"))

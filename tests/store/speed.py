@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,11 @@ DATA = '{"request": {"gpus": 2}, "command": ["python", "train.py", "--epochs", "
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians of several rounds, each of the store and of bare sqlite3 in turn, in seconds a commit."""
+    """Of the store and of bare sqlite3: medians, and of the store the mean too, in seconds a commit."""
 
     ours: float
     bare: float
+    mean: float
 
     @property
     def ratio(self) -> float:
@@ -70,53 +71,40 @@ Clock = Callable[[], float]
 Rows = list[tuple[str, list[tuple[object, ...]]]]
 
 
-def measure(
-    make: Callable[[int], Batch], count: int, rounds: int, directory: Path, clock: Clock = time.perf_counter
-) -> Cost:
-    """Time `count` commits, several rounds, in fresh files of a directory that may have to be made."""
-    directory.mkdir(exist_ok=True)
-    pairs = []
-    for number in range(rounds):
-        batches = [make(turn) for turn in range(count)]
-        rows = [_rows(batch) for batch in batches]
-        pairs.append(
-            (
-                _ours(directory / f"ours-{number}.db", batches, clock) / count,
-                _bare(directory / f"bare-{number}.db", rows, batches[0].sync, clock) / count,
-            )
-        )
-    return Cost(*(statistics.median(column) for column in zip(*pairs, strict=True)))
-
-
-def _ours(path: Path, batches: Sequence[Batch], clock: Clock) -> float:
-    store = DatabaseStore(sqlite_url(path))
+def measure(make: Callable[[int], Batch], count: int, directory: Path, clock: Clock = time.perf_counter) -> Cost:
+    """Time `count` commits, each with the store and with bare sqlite3 in turn, so that both have the same weather."""
+    store = DatabaseStore(sqlite_url(directory / "ours.db"))
     store.open()
-    begin = clock()
+    batches = [make(turn) for turn in range(count)]
+    bare = _bare(directory / "bare.db", batches[0].sync)
+    times: list[tuple[float, float]] = []
     for batch in batches:
+        rows = _rows(batch)
+        begin = clock()
         store.commit(batch)
-    spent = clock() - begin
+        between = clock()
+        bare(rows)
+        times.append((between - begin, clock() - between))
     store.close()
-    return spent
+    ours, theirs = zip(*times, strict=True)
+    return Cost(statistics.median(ours), statistics.median(theirs), statistics.fmean(ours))
 
 
-def _bare(
-    path: Path, batches: Sequence[Sequence[tuple[str, list[tuple[object, ...]]]]], sync: bool, clock: Clock
-) -> float:
+def _bare(path: Path, sync: bool) -> Callable[[Rows], None]:
     engine = create_engine(f"sqlite:///{path}")
     metadata.create_all(engine)
     engine.dispose()
     connection = sqlite3.connect(path, isolation_level=None)
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"synchronous={'FULL' if sync else 'NORMAL'}"):
         connection.execute(f"PRAGMA {pragma}")
-    begin = clock()
-    for batch in batches:
+
+    def commit(rows: Rows) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        for sql, rows in batch:
-            connection.executemany(sql, rows)
+        for sql, values in rows:
+            connection.executemany(sql, values)
         connection.execute("COMMIT")
-    spent = clock() - begin
-    connection.close()
-    return spent
+
+    return commit
 
 
 def _rows(batch: Batch) -> Rows:
@@ -145,19 +133,17 @@ def _rows(batch: Batch) -> Rows:
 
 def main() -> None:
     """Print a table."""
-    print(f"{'commit of':<34} {'store':>9} {'sqlite3':>9} {'ratio':>6}   a second")
+    print("| commit of | store | `sqlite3` | ratio | jobs a second |\n|---|---|---|---|---|")
     for name, make, count, jobs in (
-        ("a grant of 1 GPU", grants(1), 4000, 1),
-        ("a grant of 8 GPUs", grants(8), 4000, 1),
-        ("1 submit, synced", submits(1), 1000, 1),
-        ("8 submits, synced", submits(8), 500, 8),
+        ("a grant of 1 GPU", grants(1), 5000, 1),
+        ("a grant of 8 GPUs", grants(8), 5000, 1),
+        ("1 submit, synced", submits(1), 3000, 1),
+        ("8 submits, synced", submits(8), 2000, 8),
     ):
         with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as directory:
-            cost = measure(make, count, 5, Path(directory))
-            print(
-                f"{name:<34} {cost.ours * 1e6:>6.0f} µs {cost.bare * 1e6:>6.0f} µs {cost.ratio:>6.2f}   "
-                f"{jobs / cost.ours:,.0f}"
-            )
+            cost = measure(make, count, Path(directory))
+        times = f"{cost.ours * 1e6:.0f} µs | {cost.bare * 1e6:.0f} µs | {cost.ratio:.2f}"
+        print(f"| {name} | {times} | {jobs / cost.mean:,.0f} |")
 
 
 if __name__ == "__main__":

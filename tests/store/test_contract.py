@@ -400,7 +400,7 @@ def test_calls_may_come_from_any_thread(store: Store) -> None:
 
 def test_calls_at_the_same_time_do_not_meet(store: Store) -> None:
     """A reader must not end another thread's transaction, nor see half of it; `check` neither."""
-    count = 150
+    count = 100
     failures: list[BaseException] = []
     over = threading.Event()
 

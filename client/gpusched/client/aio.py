@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from gpusched.client.errors import LeaseLost
+from gpusched.client.errors import GpuschedWarning, LeaseLost
 from gpusched.client.lease import BaseLease
 from gpusched.client.lease_views import Notice, QueueUpdate
 from gpusched.client.notebook import StatusLine, default_status_line
@@ -102,8 +102,8 @@ class Ticket(BaseTicket[Lease]):
     async def _finish(self, error: BaseException | None, *, in_block: bool) -> None:
         try:
             await self._wait(self._end(error, in_block=in_block), limit=FINISH_SECONDS)
-        except LeaseLost:
-            raise
+        except (LeaseLost, GpuschedWarning):
+            raise  # said at the end of all, the latter where warnings are errors
         except TimeoutError:
             self._give_up()  # a helper that hangs; without it the lease ends too
         except BaseException:

@@ -163,6 +163,8 @@ class Session:
     def _helper_gone(self) -> None:
         if self.over:
             self._answer({"kind": wire.RELEASED})
+            closed = GpuschedError("this request was closed while it waited")
+            self._deliver({"kind": wire.FAILED, "error": wire.dump_error(closed)})
             return
         status = self._process.returncode
         how = f"by signal {-status}" if status < 0 else f"with status {status}"

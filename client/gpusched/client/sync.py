@@ -8,7 +8,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
-from gpusched.client.errors import LeaseLost
+from gpusched.client.errors import GpuschedWarning, LeaseLost
 from gpusched.client.lease import BaseLease
 from gpusched.client.lease_views import Notice, QueueUpdate
 from gpusched.client.notebook import StatusLine, default_status_line
@@ -91,8 +91,8 @@ class Ticket(BaseTicket[Lease]):
     def _finish(self, error: BaseException | None, *, in_block: bool) -> None:
         try:
             self._wait(self._end(error, in_block=in_block), limit=FINISH_SECONDS)
-        except LeaseLost:
-            raise
+        except (LeaseLost, GpuschedWarning):
+            raise  # said at the end of all, the latter where warnings are errors
         except TimeoutError:
             self._give_up()  # a helper that hangs; without it the lease ends too
         except BaseException:

@@ -116,7 +116,7 @@ class BaseTicket(Generic[L]):
         yield from self._reuse_kept()
         if self._lease is not None:
             return
-        if user := environment.cuda_user():
+        if self._environ and (user := environment.cuda_user()):
             _warn(
                 f"{user} in this process already: CUDA_VISIBLE_DEVICES no longer changes which GPUs it uses. Acquire "
                 "before the first use of CUDA, or move work to the devices of lease.gpus yourself"
@@ -176,20 +176,24 @@ class BaseTicket(Generic[L]):
 
     def _reuse_kept(self) -> Steps[None]:
         """Look at what earlier blocks left behind: what is empty by now is given back, what is not is used again."""
-        for session in scope.take_kept():
-            answer = yield session.finish(_outcome(None), keep_if_busy=True)
-            if answer["kind"] != wire.KEPT:
-                continue
-            grant = session.grant
-            assert grant is not None
-            positions = scope.fitting(grant.gpus, self._options)
-            wanted = self._lease is None and self._options.nested != "new" and session.address == self._options.address
-            if positions is None or not wanted:
-                scope.keep(session)
-                continue
-            self._session = session
-            self._granted(session, positions)
-            say(f"gpusched: job {grant.job_id} goes on: its {_names(self.lease.gpus)} still hold this process's data")
+        taken, reused = scope.take_kept(), None
+        try:
+            for session in taken:
+                answer = yield session.finish(_outcome(None), keep_if_busy=True)
+                ours = session.address == self._options.address and self._options.nested != "new"
+                if answer["kind"] == wire.KEPT and ours and reused is None and self._positions_in(session):
+                    reused = session
+        finally:
+            for session in taken:
+                if session is not reused and not session.over:
+                    scope.keep(session)
+        if reused is not None:
+            self._session = reused
+            self._granted(reused, self._positions_in(reused))
+            say(f"gpusched: job {self.job_id} goes on: its {_names(self.lease.gpus)} still hold this process's data")
+
+    def _positions_in(self, session: Session) -> list[int] | None:
+        return scope.fitting(session.grant.gpus, self._options) if session.grant is not None else None
 
     def _granted(self, session: Session, positions: list[int] | None = None) -> None:
         grant = session.grant
@@ -234,14 +238,17 @@ class BaseTicket(Generic[L]):
         _leave(lease)
         if os.getpid() != lease._owner_pid:
             return  # a forked child leaves its parent's block: not its lease to end
+        warning = ""
         if session is not None and not session.over:
             answer = yield session.finish(_outcome(error), keep_if_busy=True)
             if answer["kind"] == wire.KEPT:
                 scope.keep(session)
-                _warn(_still_busy(answer["processes"]))
+                warning = _still_busy(answer["processes"])
             elif answer.get("away"):
-                _warn("the scheduler is away and could not be told that this lease has ended; it will notice")
+                warning = "the scheduler is away and could not be told that this lease has ended; it will notice"
         lease._released.set()
+        if warning:
+            _warn(warning)
         lost = lease._session.lost if lease._session is not None else None
         if lost is not None and in_block:
             if error is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gpusched.scheduler.codec import job_of
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import NotFound, Unavailable
-from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.states import State
 from gpusched.scheduler.ports import Store, StoreError
 
@@ -43,6 +43,18 @@ class Archive:
         except StoreError as error:
             raise Unavailable(str(error), reason="STORE") from None
         raise NotFound(f"{field}: there is no job {job_id} (ended jobs are kept for a while only)", field=field)
+
+    def history(self, job: Job) -> list[HistoryLine]:
+        """What happened to a job, oldest first: all of it, where the store can be read."""
+        try:
+            events = self._store.events(job.id)
+        except StoreError:
+            events = ()
+        saved = [HistoryLine(line.at, State(line.state), line.message) for line in events]
+        # What happened in this moment may not be saved yet; what happened before a restart is only there.
+        last = saved[-1] if saved else None
+        newer = [line for line in job.history if last is None or line.at > last.at]
+        return saved + newer
 
     def ended(
         self, states: frozenset[State], user: str, name: str, after: tuple[float, int] | None = None

@@ -37,11 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(config: configuration.Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
-    if config.detach:
-        # Before anything that starts threads is imported.
-        ready = daemon.detach(config.state_dir / "server.log")
-    else:
-        ready = daemon.ReadyPipe.foreground()
+    # Before anything that starts threads is imported.
+    ready = daemon.detach(config.state_dir / "server.log") if config.detach else daemon.ReadyPipe.foreground()
     logs.setup(config.log_level, config.log_format)
     try:
         with lock_state_dir(config.state_dir) as lock:

@@ -25,7 +25,7 @@ class StoreError(Exception):
 
 
 class Store(Protocol):
-    """Durable state. One server uses it at a time; calls are made one at a time, from any thread.
+    """Durable state. One server uses it at a time; calls may come from any thread.
 
     Every method may raise StoreError, and has then changed nothing.
     """

@@ -12,7 +12,11 @@ from gpusched.client.cli.session import Session
 
 def configure(parser: Parser) -> None:
     """Arguments."""
-    parser.add_argument("ids", metavar="ID", nargs="+", type=checked("ID", job_id), help="a job's id")
+    parser.add_argument("ids", metavar="ID", nargs="*", type=checked("ID", job_id), help="a job's id")
+    parser.add_argument("--all", action="store_true", help="all your jobs that have not ended")
+    parser.add_argument(
+        "--name", metavar="TEXT", type=checked("--name", short_text), help="your jobs with this in the name"
+    )
     parser.add_argument(
         "--reason", metavar="TEXT", default="", type=checked("--reason", short_text), help="shown to the job's holder"
     )
@@ -24,10 +28,16 @@ def run(args: argparse.Namespace, output: Output) -> int:
     import gpusched.v1.scheduler_pb2 as pb
     from gpusched.client.errors import GpuschedError, ServerUnavailable
 
+    chosen = bool(args.ids) + args.all + (args.name is not None)
+    if chosen != 1:
+        args.fail("give ids, --all or --name" + (", one of them only" if chosen else ""))
     jobs: list[object] = []
     errors: list[object] = []
     with Session(args, output) as session:
-        for number in dict.fromkeys(args.ids):
+        ids = args.ids or _own(session, args.name or "")
+        if not ids:
+            output.say("no job of yours matches")
+        for number in dict.fromkeys(ids):
             request = pb.CancelJobRequest(job_id=number, reason=args.reason)
             try:
                 job = session.call_as_owner(session.scheduler.CancelJob, request).job
@@ -42,6 +52,24 @@ def run(args: argparse.Namespace, output: Output) -> int:
     if output.mode is Mode.JSON:
         output.json({"jobs": jobs, "errors": errors})
     return 1 if errors else 0
+
+
+def _own(session: Session, name: str) -> list[str]:
+    """Ids of the caller's jobs that have not ended."""
+    import gpusched.v1.scheduler_pb2 as pb
+
+    caller = session.call(session.scheduler.GetStatus, pb.GetStatusRequest()).caller
+    wanted = pb.JobFilter(user=caller, name=name)
+    ids: list[str] = []
+    token = ""
+    while True:
+        request = pb.ListJobsRequest(filter=wanted, page_size=1000, page_token=token)
+        answer = session.call(session.scheduler.ListJobs, request)
+        ids += [job.id for job in answer.jobs]
+        token = answer.next_page_token
+        if not token:
+            # Those that wait first, or they would be given the GPUs of those that are ended.
+            return ids[::-1]
 
 
 def _named(number: str, message: str) -> str:

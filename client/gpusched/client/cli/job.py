@@ -61,6 +61,7 @@ def account(job: Any, output: Output) -> list[str]:
     ]
     if job.command:
         facts.append(("Command", Cell(shlex.join(job.command))))
+    facts += _batch(job)
     if job.HasField("submitted_at"):
         facts.append(("Asked", Cell(show.clock(job.submitted_at))))
     if job.HasField("started_at"):
@@ -84,10 +85,71 @@ def account(job: Any, output: Output) -> list[str]:
         facts.append(("Holder", Cell(f"pid {job.holder_pid}" + (f" on {job.node}" if job.node else ""))))
     if job.HasField("outcome"):
         facts.append(("Outcome", Cell(_outcome(job.outcome))))
+    facts += _used(job)
     lines = output.facts(facts)
+    if len(job.attempts) > 1:
+        lines += ["", paint("Attempts", "bold", output.colour), *_attempts(job.attempts, output)]
     if job.history:
         lines += ["", paint("History", "bold", output.colour), *_history(job.history, output)]
     return lines
+
+
+def _batch(job: Any) -> list[tuple[str, Cell]]:
+    """What a batch job has and no other."""
+    from gpusched.client.units import format_duration
+    from gpusched.v1 import job_pb2
+
+    facts = []
+    if job.working_directory:
+        facts.append(("Runs in", Cell(job.working_directory)))
+    if job.output_path:
+        facts.append(("Output", Cell(job.output_path)))
+    if job.attempt > 1 or job.retry.max_retries:
+        retries = f"{job.retry.max_retries} retries" if job.retry.max_retries != 1 else "1 retry"
+        only = f" after exit {', '.join(map(str, job.retry.exit_statuses))}" if job.retry.exit_statuses else ""
+        facts.append(("Attempt", Cell(f"{job.attempt}, {retries} allowed{only}")))
+    conditions = {job_pb2.DEPENDENCY_CONDITION_OK: "completes", job_pb2.DEPENDENCY_CONDITION_FAILED: "fails"}
+    if job.dependencies:
+        after = [f"job {each.job_id} {conditions.get(each.condition, 'ends')}" for each in job.dependencies]
+        facts.append(("After", Cell(", ".join(after))))
+    if job.HasField("begin_at"):
+        from gpusched.client.cli import show
+
+        facts.append(("Not before", Cell(show.clock(job.begin_at))))
+    if job.retry.HasField("backoff"):
+        seconds = job.retry.backoff.seconds + job.retry.backoff.nanos / 1e9
+        facts.append(("Backoff", Cell(format_duration(seconds))))
+    return facts
+
+
+def _used(job: Any) -> list[tuple[str, Cell]]:
+    from gpusched.client.cli import show
+    from gpusched.client.units import format_duration, format_size
+
+    if not job.HasField("usage"):
+        return []
+    usage = job.usage
+    parts = [f"{format_duration(show.seconds(usage.wall))} long", f"{format_duration(show.seconds(usage.cpu))} of CPU"]
+    if usage.peak_memory_bytes:
+        parts.append(f"at most {format_size(usage.peak_memory_bytes)} of memory")
+    if usage.gpu_seconds:
+        parts.append(f"{usage.gpu_seconds:.1f} GPU-seconds")
+    return [("Used", Cell(", ".join(parts)))]
+
+
+def _attempts(attempts: Any, output: Output) -> list[str]:
+    from gpusched.client.cli import show
+
+    return output.facts(
+        [
+            (
+                f"  {attempt.number}  {show.clock(attempt.started_at)}  {show.job_state(attempt.state):<9}",
+                Cell(attempt.outcome.message or show.allocation(attempt.gpus, with_node=True)),
+            )
+            for attempt in attempts
+        ],
+        bold=False,
+    )
 
 
 def _state(job: Any, state: str) -> str:
@@ -111,12 +173,15 @@ def _outcome(outcome: Any) -> str:
     from gpusched.client.cli import show
 
     parts = []
-    if outcome.HasField("exit_status"):
-        parts.append(f"exit status {outcome.exit_status}")
     if outcome.signal:
         parts.append(show.ended(outcome))
-    if outcome.message:
-        parts.append(outcome.message)
+    elif outcome.HasField("exit_status"):
+        parts.append(f"exit status {outcome.exit_status}")
+    # The server's sentence begins with the same in its own words.
+    said = outcome.message.partition(": ")
+    detail = said[2] if said[0] == f"exit {outcome.exit_status}" or said[0].startswith("killed by") else outcome.message
+    if detail:
+        parts.append(detail)
     return "; ".join(parts) or show.NONE
 
 

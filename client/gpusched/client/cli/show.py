@@ -143,6 +143,12 @@ def waiting(reason: Any) -> str:
         return "starts next"
     if reason.code == job_pb2.REASON_CODE_STARTING:
         return "just asked"
+    if reason.code == job_pb2.REASON_CODE_HELD:
+        return "held"
+    if reason.code == job_pb2.REASON_CODE_BEGIN_TIME and reason.HasField("until"):
+        return f"not before {clock(reason.until)}"
+    if reason.code == job_pb2.REASON_CODE_BACKOFF and reason.HasField("until"):
+        return f"tried again at {clock(reason.until)}"
     return str(reason.message).removeprefix("scheduling is ")
 
 
@@ -151,7 +157,8 @@ def ended(outcome: Any) -> str:
     if outcome.signal:
         return f"killed by {_signal(outcome.signal)}"
     if outcome.HasField("exit_status") and outcome.exit_status:
-        return f"exit {outcome.exit_status}"
+        words = f"exit {outcome.exit_status}"
+        return str(outcome.message) if outcome.message.startswith(f"{words}: ") else words
     return str(outcome.message)
 
 

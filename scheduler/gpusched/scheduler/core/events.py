@@ -26,7 +26,7 @@ class Submit:
 class Attach:
     """Another stream takes over a job's ticket; the end of the old one will mean nothing.
 
-    A new secret replaces the old one where `token_hash` is given, and a new holder process the old. Raises NotFound, Aborted.
+    A new secret and a new holder process, where given, replace the old ones. Raises NotFound, Aborted.
     """
 
     job: JobId

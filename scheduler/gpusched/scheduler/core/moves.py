@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.batch import MAX_LOSSES, Attempt, Usage
 from gpusched.scheduler.core.deadlines import Due
@@ -178,6 +180,19 @@ class Moves(Ground):
         self._end(job, now, State.CANCELLED, Outcome(message=text), reason)
 
     def _end(self, job: Job, now: float, state: State, outcome: Outcome, reason: str = "") -> None:
+        """End a job, and those that follow it and now never can start."""
+        self._end_one(job, now, state, outcome, reason)
+        # Not by recursion: a chain may have thousands of jobs.
+        ended = deque([(job, state)])
+        while ended:
+            before, how = ended.popleft()
+            for number in self._followers.pop(before.id, ()):
+                # One that ended before its turn may be forgotten by now.
+                follower = self.jobs.get(number)
+                if follower is not None and self._predecessor_ended(follower, before, how, now):
+                    ended.append((follower, State.CANCELLED))
+
+    def _end_one(self, job: Job, now: float, state: State, outcome: Outcome, reason: str) -> None:
         if job in self.queue:
             self.queue.remove(job)
             self._out.append(do.QueueChanged())
@@ -193,8 +208,6 @@ class Moves(Ground):
             self._forget_request(self.jobs.pop(self._ended.popleft()))
         self._out += [do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id)]
         self.pass_wanted = True
-        for follower in self._followers.pop(job.id, ()):
-            self._predecessor_ended(self.jobs[follower], job, state, now)
 
     def _forget_request(self, job: Job) -> None:
         """A batch job's id is kept beyond its end, as a retried submit must not run it twice."""
@@ -202,16 +215,18 @@ class Moves(Ground):
         if self._requests.get(request_id) == job.id:
             del self._requests[request_id]
 
-    def _predecessor_ended(self, job: Job, ended: Job, state: State, now: float) -> None:
+    def _predecessor_ended(self, job: Job, ended: Job, state: State, now: float) -> bool:
+        """Returns True if the follower had to be ended, too."""
         if not isinstance(job.status, Queued) or job.spec.batch is None:
-            return
+            return False
         wanted = next(each.after for each in job.spec.batch.dependencies if each.job == ended.id)
         if not wanted.satisfied_by(state):
             text = f"job {ended.id}, which it was to follow ({wanted.value}), ended {state.value.replace('_', ' ')}"
-            self._end(job, now, State.CANCELLED, Outcome(message=text), "JOB_CANCELLED")
-            return
+            self._end_one(job, now, State.CANCELLED, Outcome(message=text), "JOB_CANCELLED")
+            return True
         job.unmet.discard(ended.id)
         if not job.unmet and job.status.gate is Gate.DEPENDENCY:
             self._regate(job, now, f"job {ended.id}, which it follows, has ended")
         else:
             self._changes.jobs[job.id] = job
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpusched.scheduler.core import effects as do
@@ -9,7 +10,7 @@ from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.classify import descends_from
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
-from gpusched.scheduler.core.jobs import Job
+from gpusched.scheduler.core.jobs import HistoryLine, Job
 from gpusched.scheduler.core.model import DeviceReading, ProcessReading
 from gpusched.scheduler.core.pool import Device, DeviceState, Node
 from gpusched.scheduler.core.states import Finished, Lease
@@ -144,12 +145,12 @@ def ended(effect: do.Ended) -> scheduler_pb2.AcquireResponse:
     )
 
 
-def job(engine: Engine, value: Job, *, arguments: bool, history: bool = False) -> job_pb2.Job:
+def job(engine: Engine, value: Job, *, arguments: bool, history: Sequence[HistoryLine] | None = None) -> job_pb2.Job:
     """A job as its viewers see it.
 
     Args:
         arguments: the viewer may see the command line.
-        history: with what happened to it.
+        history: what happened to it; with it come the runs of a batch job.
     """
     status, spec = value.status, value.spec
     lease = status.lease if isinstance(status, Finished) else value.lease
@@ -177,15 +178,15 @@ def job(engine: Engine, value: Job, *, arguments: bool, history: bool = False) -
         message.ended_at.CopyFrom(timestamp_at(status.at))
         message.outcome.CopyFrom(outcome(status.outcome))
     if spec.batch is not None:
-        add_batch(engine, message, value, spec.batch, attempts=history)
+        add_batch(engine, message, value, spec.batch, attempts=history is not None)
     cause = why.explain(engine, value)
     if cause is not None:
         message.position = engine.queue.position(value)
         message.reason.CopyFrom(reason_of(cause))
-    if history:
+    if history is not None:
         message.history.extend(
             job_pb2.JobEvent(at=timestamp(line.at), state=STATES[line.state], message=line.message)  # type: ignore[arg-type]
-            for line in value.history
+            for line in history
         )
     return message
 

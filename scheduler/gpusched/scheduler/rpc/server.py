@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import grpc
@@ -27,6 +28,8 @@ from gpusched.v1 import (
 
 #: Largest message taken, in bytes: a command line with a generous environment of its own.
 MAX_MESSAGE = 1 << 20
+#: Most files, and so connections, that are asked for where the system sets no limit.
+MAX_FILES = 1 << 20
 
 OPTIONS: list[tuple[str, Any]] = [
     # A second scheduler on the port must fail, not share it.
@@ -79,6 +82,7 @@ class RpcServer:
 
     async def start(self, services: Services, simulation: Settable | None) -> None:
         """Serve from now on, and say so in the health service."""
+        _lift_file_limit()
         server = self._server
         ours: Any = Registrar(server)
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(SchedulerServicer(services), ours)
@@ -102,3 +106,14 @@ class RpcServer:
         """Take no new calls, and end those that are open after the grace (seconds)."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
+
+
+def _lift_file_limit() -> None:
+    """Let as many connections be open as the system allows: each client has one, and 1024 is a usual soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # then it is as many as it is

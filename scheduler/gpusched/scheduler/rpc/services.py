@@ -59,7 +59,8 @@ class Services:
     def show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
         """A job as a caller may see it; with what happened to it if `history`."""
         arguments = self.callers.sees_arguments(caller, job)
-        return convert.job(self.driver.engine, job, arguments=arguments, history=history)
+        lines = self.archive.history(job) if history else None
+        return convert.job(self.driver.engine, job, arguments=arguments, history=lines)
 
     def device(self, text: str, field: str) -> Device:
         """A GPU by uuid, index on the scheduler's own node, or "node:index". Raises Invalid, NotFound."""

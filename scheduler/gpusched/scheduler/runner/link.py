@@ -35,14 +35,7 @@ _PACKED_STATUS = "grpc-status-details-bin"
 _ONE_THREAD = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
 
 # What a scheduler says of a lease that it does not have (any more). Every other status may pass.
-_FINAL = frozenset(
-    {
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.FAILED_PRECONDITION,
-    }
-)
+_FINAL = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND})
 
 
 class Listener(Protocol):
@@ -161,8 +154,8 @@ class Link:
                         accepted = True
                         self._accepted()
                     case "granted":
-                        if lost := self._granted(response.granted):
-                            return self._lost(lost)
+                        if why := self._granted(response.granted):
+                            return self._lost(why)
                     case "queued":
                         return self._lost("the grant was taken back")
                     case "notice":
@@ -196,9 +189,9 @@ class Link:
                 self._stub.Confirm(request, timeout=CONFIRM_SECONDS)
                 break
             except grpc.RpcError as error:
-                if self._is_final(error, True):
+                if self._is_final(error, False):
                     return error.details() or "the grant was taken back"
-        # If it did not get through, the stream has ended too, or will tell.
+        # If it was refused or did not get through, the stream has ended too, or will tell.
         return ""
 
     def _lost(self, message: str) -> bool:
@@ -210,7 +203,8 @@ class Link:
 
         Args:
             error: how a call failed.
-            of_our_state: the call went to that state for sure; else the error itself must say which state speaks.
+            of_our_state: that state has just accepted us; else the error itself must say which state speaks, because
+                a channel finds its way to whoever listens there now.
         """
         info = _error_info(error)
         if info is None:
@@ -219,7 +213,9 @@ class Link:
         if code not in _FINAL:
             return False
         state = info.metadata.get("state_id", "")
-        return state == self._run.state_id if state else of_our_state
+        if not state:
+            return of_our_state and code is not grpc.StatusCode.NOT_FOUND
+        return state == self._run.state_id
 
     def _share_connection(self) -> None:
         """Whoever has a descriptor keeps the connection open when we die, until it has cleaned up after us."""

@@ -83,7 +83,9 @@ class Supervisor:
             self._output = spawn.Output(run.output_path)
             spawn.enter(run.working_directory)
             os.umask(COMMAND_UMASK)
+            self._began = time.monotonic()
             self._work.started(spawn.start(run.command, run.environment, self._output.fd))
+            self._meter.started()
         except spawn.CannotRun as error:
             self._say(str(error))
             self._link.report = Report(exit_status=error.code, message=str(error))

@@ -8,6 +8,7 @@ import resource
 from gpusched.client.gsrun import tree
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_UNSURE_KIB = 1024  # the kernel counts pages of each CPU by themselves, and adds them up now and then
 
 
 def memory_below(root: int) -> int:
@@ -31,12 +32,19 @@ def memory_below(root: int) -> int:
 
 
 class Meter:
-    """Watches what the children of this process use, from its making on."""
+    """Watches what the children of this process use."""
 
     def __init__(self) -> None:
-        # The kernel counts the memory of the process that forked as that of the one that was executed.
-        self._inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._inherited = 0
         self._peak = 0
+
+    def started(self) -> None:
+        """A child was started this moment.
+
+        The kernel counts the memory of the process that forked as that of the one that was executed: only what is
+        more than ours is the child's for sure.
+        """
+        self._inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _UNSURE_KIB
 
     def sample(self) -> None:
         """Look at the memory once."""

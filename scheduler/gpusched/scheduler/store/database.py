@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +57,8 @@ class DatabaseStore:
     """
 
     def __init__(self, url: str | URL) -> None:
-        # Calls come from the event loop and from the thread that syncs; there is one connection.
-        self._lock = threading.RLock()
         self._backend = backend_for(url)
+        # Calls come from the event loop and from the thread that syncs; there is one connection.
         self._lock = RLock()
         self._sql: Statements | None = None
         self._engine: Engine | None = None

@@ -1,0 +1,140 @@
+"""`gpusched submit -- COMMAND`: queue a command that the scheduler runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from gpusched.client.cli.output import Mode, Output, document
+from gpusched.client.cli.parsing import Parser, checked, short_text, whole_number
+from gpusched.client.cli.session import Session
+from gpusched.client.usage import UsageError
+
+
+def configure(parser: Parser) -> None:
+    """Arguments: those of gsrun, and those of a batch job."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="print the job as one JSON document")
+    group.add_argument("-q", "--quiet", action="store_true", help="print the id alone (so does a pipe)")
+    add = parser.add_argument
+    add(
+        "-n",
+        "--gpus",
+        metavar="GPUS",
+        type=checked("--gpus", whole_number(1, 2**31 - 1)),
+        default=1,
+        help="how many GPUs (default 1)",
+    )
+    add("--gpu-memory", metavar="SIZE", help="each GPU has at least this much, such as 40G")
+    add("--gpu-model", metavar="TEXT", help="each GPU's model has this in its name, such as H100")
+    add(
+        "--priority",
+        metavar="N",
+        type=checked("--priority", whole_number(-100, 100)),
+        default=0,
+        help="-100 to 100; higher comes first, above 0 is the administrator's to give",
+    )
+    add("--name", metavar="NAME", type=checked("--name", short_text), help="shown in lists (default: the command's)")
+    add("--time", metavar="TIME", dest="time_limit", help="the run is ended at this limit, such as 2h")
+    add(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="set a variable on top of the present environment; NAME alone passes just that one on; may be repeated",
+    )
+    add("--clean-env", action="store_true", help="pass nothing of the present environment on but what --env names")
+    add("--workdir", metavar="DIR", help="where the command runs (default: here)")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="file for what it writes, %%j is the job's id and %%a the attempt (default: see gpusched logs)",
+    )
+    add(
+        "--retries",
+        metavar="N",
+        type=checked("--retries", whole_number(0, 100)),
+        default=0,
+        help="run it again after a failure, at most so often",
+    )
+    add("--backoff", metavar="TIME", help="pause before the first retry, doubled each time (default 10s)")
+    add(
+        "--retry-on",
+        metavar="STATUS",
+        action="append",
+        type=checked("--retry-on", whole_number(1, 255)),
+        default=[],
+        help="only after this exit status; may be repeated",
+    )
+    add("--requeue", action="store_true", help="queue it again if its run is lost or preempted")
+    add(
+        "--after",
+        metavar="ID[:ok|:any|:failed]",
+        action="append",
+        default=[],
+        help="start after that job has ended, by default with exit status 0; may be repeated",
+    )
+    add("--begin", metavar="TIME", help="start no earlier: now+2h, 14:30 or 2026-11-23T14:30")
+    add("--hold", action="store_true", help="wait until `gpusched unhold`")
+    add("--grace", metavar="TIME", help="between the request to end and the kill (default 15s)")
+    add("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments; no shell runs it")
+
+
+def run(args: argparse.Namespace, output: Output) -> int:
+    """Queue it and print its id."""
+    from gpusched.client.submission import Submission
+
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        args.fail("a command is missing, such as: gpusched submit -- python train.py")
+    submission = Submission(
+        command=command,
+        gpus=args.gpus,
+        gpu_memory=args.gpu_memory,
+        gpu_model=args.gpu_model,
+        priority=args.priority,
+        name=args.name,
+        time_limit=args.time_limit,
+        environment=_environment(args),
+        workdir=args.workdir,
+        output=args.output,
+        retries=args.retries,
+        backoff=args.backoff,
+        retry_on=args.retry_on,
+        requeue=args.requeue,
+        after=args.after,
+        begin=args.begin,
+        hold=args.hold,
+        grace=args.grace,
+    )
+    request = submission.request()
+    with Session(args, output) as session:
+        job = session.call(session.scheduler.Submit, request).job
+    if output.mode is Mode.JSON:
+        output.json(document(job))
+    else:
+        output.ids([job.id])
+        if output.mode is Mode.TABLE and output.width is not None:
+            output.note(f"queued as job {job.id}; follow it with: gpusched logs -f {job.id}")
+    return 0
+
+
+def _environment(args: argparse.Namespace) -> dict[str, str] | None:
+    """The command's environment, None for just the present one."""
+    from gpusched.client.submission import environment_of
+
+    if not args.env and not args.clean_env:
+        return None
+    environment = {} if args.clean_env else environment_of(None)
+    for text in args.env:
+        name, is_set, value = text.partition("=")
+        if not name:
+            raise UsageError("--env", text, "give NAME=VALUE, or NAME to pass that variable on")
+        if is_set:
+            environment[name] = value
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+        else:
+            raise UsageError("--env", text, "that variable is not set here; give NAME=VALUE")
+    return environment

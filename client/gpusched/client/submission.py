@@ -1,0 +1,180 @@
+"""What a batch job asks for, from words and Python values to the request: shared by the CLI, gsrun and the API."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from gpusched.client.units import duration_seconds, parse_size
+from gpusched.client.usage import UsageError
+
+AFTER = ("ok", "any", "failed")
+_AFTER = re.compile(r"(\d{1,18})(?::([a-z]+))?", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?", re.ASCII)
+
+BEGIN_ALLOWED = "give now+2h, 14:30 (today, or tomorrow if that has passed) or 2026-11-23T14:30"
+AFTER_ALLOWED = "give a job's id, alone or with :ok, :any or :failed, such as 17:ok"
+
+#: Variables that name the lease that the submitter itself is under; the job gets its own.
+_NOT_PASSED_ON = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A batch job to be.
+
+    Attributes:
+        command: the program and its arguments; no shell runs it.
+        gpus: how many.
+        gpu_memory: least memory of each, "40G" or bytes; None for any.
+        gpu_model: text in the model's name, None for any.
+        time_limit: "2h", seconds or a timedelta; None for the scheduler's default.
+        environment: the command's; None for the present one.
+        workdir: where it runs; None for the present directory.
+        output: file for what it writes, "%j" is the job's id and "%a" the attempt; None for the scheduler's own.
+        retries: further runs after a failed one.
+        backoff: pause before the first retry; it doubles.
+        retry_on: only after these exit statuses; empty for any failure.
+        requeue: queue it again if its run is lost or preempted.
+        after: jobs that it follows, as "17", "17:ok", "17:any" or "17:failed".
+        begin: not before, see BEGIN_ALLOWED, or a datetime.
+        hold: wait until it is released by hand.
+        grace: between the request to end and the kill; None for 15 s.
+    """
+
+    command: Sequence[str]
+    gpus: int = 1
+    gpu_memory: str | int | None = None
+    gpu_model: str | None = None
+    priority: int = 0
+    name: str | None = None
+    time_limit: str | float | timedelta | None = None
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
+    workdir: str | os.PathLike[str] | None = None
+    output: str | os.PathLike[str] | None = None
+    retries: int = 0
+    backoff: str | float | timedelta | None = None
+    retry_on: Sequence[int] = ()
+    requeue: bool = False
+    after: Sequence[str | int] = ()
+    begin: str | datetime | None = None
+    hold: bool = False
+    grace: str | float | timedelta | None = None
+
+    def request(self, now: float | None = None) -> Any:
+        """The `SubmitRequest`, with an id of its own so that a retried call submits once.
+
+        Args:
+            now: seconds since the epoch, for `begin`; the present by default.
+
+        Raises:
+            UsageError: a value is malformed; the text names it and what is allowed.
+        """
+        from google.protobuf.duration_pb2 import Duration
+
+        import gpusched.v1.job_pb2 as job_pb
+        import gpusched.v1.resources_pb2 as resources_pb
+        import gpusched.v1.scheduler_pb2 as pb
+
+        if isinstance(self.command, str) or not self.command:
+            raise UsageError("command", self.command, "give the program and its arguments as a list of words")
+        resources = resources_pb.ResourceRequest(gpus=_int32("gpus", self.gpus), gpu_model=self.gpu_model or "")
+        if self.gpu_memory is not None:
+            resources.gpu_memory_bytes = parse_size(self.gpu_memory, "gpu_memory")
+        message = pb.SubmitRequest(
+            resources=resources,
+            command=[os.fspath(word) for word in self.command],
+            name=self.name or "",
+            priority=_int32("priority", self.priority),
+            environment=environment_of(self.environment),
+            working_directory=str(Path(self.workdir or ".").absolute()),
+            output_path=str(Path(self.output).absolute()) if self.output else "",
+            retry=job_pb.RetryPolicy(
+                max_retries=_int32("retries", self.retries),
+                exit_statuses=[_int32("retry_on", status) for status in self.retry_on],
+            ),
+            requeue=self.requeue,
+            dependencies=[_dependency(each) for each in self.after],
+            held=self.hold,
+            request_id=secrets.token_hex(16),
+        )
+
+        def put(target: Duration, value: str | float | timedelta | None, name: str) -> None:
+            if value is not None:
+                target.FromNanoseconds(round(duration_seconds(value, name) * 1e9))
+
+        put(message.time_limit, self.time_limit, "time_limit")
+        put(message.retry.backoff, self.backoff, "backoff")
+        put(message.grace, self.grace, "grace")
+        if self.begin is not None:
+            message.begin_at.FromNanoseconds(round(begin_time(self.begin, time.time() if now is None else now) * 1e9))
+        return message
+
+
+def environment_of(given: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment that a job gets: the given one, or the present one without what names the present lease.
+
+    Values that are no text in UTF-8 are left out: the contract has no place for them.
+    """
+    if given is not None:
+        return dict(given)
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _NOT_PASSED_ON and not name.startswith("GPUSCHED_") and _is_text(name + value)
+    }
+
+
+def begin_time(value: str | datetime, now: float) -> float:
+    """Seconds since the epoch from `now+2h`, `14:30`, an ISO date and time, or a datetime (local if it has no zone).
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if isinstance(value, datetime):
+        return value.timestamp()
+    text = value.strip()
+    if text == "now":
+        return now
+    if text.startswith("now+"):
+        return now + duration_seconds(text[4:], "begin")
+    clock = _CLOCK.fullmatch(text)
+    try:
+        if clock:
+            hour, minute, second = int(clock[1]), int(clock[2]), int(clock[3] or 0)
+            today = datetime.fromtimestamp(now).replace(hour=hour, minute=minute, second=second, microsecond=0)
+            return today.timestamp() if today.timestamp() > now else (today + timedelta(days=1)).timestamp()
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError("begin", value, BEGIN_ALLOWED) from None
+
+
+def _dependency(value: str | int) -> Any:
+    import gpusched.v1.job_pb2 as job_pb
+
+    found = _AFTER.fullmatch(str(value).strip())
+    if not found or (found[2] or "ok") not in AFTER:
+        raise UsageError("after", value, AFTER_ALLOWED)
+    condition: Any = job_pb.DependencyCondition.Value(f"DEPENDENCY_CONDITION_{(found[2] or 'ok').upper()}")
+    return job_pb.Dependency(job_id=found[1], condition=condition)
+
+
+def _int32(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+        raise UsageError(name, value, "give a whole number")
+    return value
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
