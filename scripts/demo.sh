@@ -69,9 +69,10 @@ clean_up() {
   exit "$status"
 }
 trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
+# Deaf from the first signal on: bash runs the trap for ^C once more if a command died of the same ^C.
+trap 'trap "" INT TERM HUP; exit 130' INT
+trap 'trap "" INT TERM HUP; exit 143' TERM
+trap 'trap "" INT TERM HUP; exit 129' HUP
 
 until_true() { # until_true SECONDS WHAT COMMAND…
   local deadline=$((SECONDS + $1)) what=$2

@@ -216,7 +216,7 @@ def known_flags(program: str, words: list[str]) -> str:
     names = [word for word in words if not word.startswith("-")]
     if program == "gsrun":
         return options.HELP
-    if not names or not re.fullmatch(r"[a-z]+", names[0]):
+    if not names or not re.fullmatch(r"[a-z][a-z-]*", names[0]):
         return "\n".join(all_flags())  # `gpusched COMMAND --help`
     assert names[0] in COMMANDS, f"there is no command {names[0]}"
     return help_of("sim gpu" if names[:2] == ["sim", "gpu"] else names[0]) + help_of("")

@@ -1,7 +1,7 @@
 """Many clients in one process, each holding one GPU for a while and coming back when the server does.
 
-Run as a program: `python -m acceptance.swarm ADDRESS CLIENTS HOLD_SECONDS OUT.json FIRST`. Each client asks for one GPU, confirms,
-holds it, releases it, and writes down from its own side when it held what. A lost connection is taken for a
+Run as a program: `python -m acceptance.swarm ADDRESS CLIENTS HOLD_SECONDS OUT.json FIRST`. Each client asks for
+one GPU, confirms, holds it, releases it, and writes down from its own side when it held what. A lost connection is taken for a
 server that is away: the client goes on holding, or waiting, and re-attaches with its token.
 """
 
@@ -129,7 +129,7 @@ class Client:
         return True
 
 
-async def main(address: str, clients: int, hold: float, out: Path, first: int) -> None:
+async def main(address: str, clients: int, hold: float, first: int) -> list[Story]:
     channels = [
         grpc.aio.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
         for _ in range(max(1, clients // 100))
@@ -137,10 +137,11 @@ async def main(address: str, clients: int, hold: float, out: Path, first: int) -
     stubs = [scheduler_pb2_grpc.SchedulerStub(channel) for channel in channels]
     swarm = [Client(stubs[number % len(stubs)], hold, first + number) for number in range(clients)]
     await asyncio.gather(*(client.run() for client in swarm))
-    out.write_text(json.dumps([asdict(client.story) for client in swarm]))
     for channel in channels:
         await channel.close()
+    return [client.story for client in swarm]
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])))
+    stories = asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[5])))
+    Path(sys.argv[4]).write_text(json.dumps([asdict(story) for story in stories]))

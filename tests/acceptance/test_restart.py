@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def check(stories: list[dict[str, Any]], clients: int) -> None:
     assert [story["trouble"] for story in stories if story["trouble"]] == []
     assert all(len(story["held"]) == 1 for story in stories), "everybody was served, once"
     held = sorted((device, since, until, epoch) for story in stories for device, epoch, since, until in story["held"])
-    for (device, _, until, epoch), (following, since, _, later) in zip(held, held[1:], strict=False):
+    for (device, _, until, epoch), (following, since, _, later) in pairwise(held):
         if device == following:
             assert since >= until, f"{device} had two holders: {epoch} until {until:.3f}, {later} from {since:.3f}"
             assert later > epoch, "epochs rise"

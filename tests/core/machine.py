@@ -207,11 +207,12 @@ class EngineMachine(RuleBasedStateMachine):
             spec = make_spec(**one, token_hash=b"%d" % self._number, request_id=f"r{self._number}")
             if self.step(ev.Submit(spec)) is None:
                 self.enter(JobId(self.engine._next_job - 1))
-            else:
+            elif self.engine.halted is None:
                 idle = [device for device in self.engine.pool.devices.values() if oracle.fits(device, spec.request)]
                 assert len(idle) < spec.request.gpus, "only what can never be had is refused"
         self.follow()
 
+    @precondition(lambda self: self.engine.halted is None)
     @rule(asked=ASK)
     def dry_run(self, asked: dict[str, Any]) -> None:
         """It changes nothing, and the real one then does the same."""

@@ -12,7 +12,7 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from core.machine import PICK, REQUEST, UUIDS, EngineMachine
 from core.support import Box
 from core.test_batch import batch_spec
-from gpusched.scheduler.codec import job_of
+from gpusched.scheduler.codec import job_of, record_of
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
 from gpusched.scheduler.core.batch import After, Dependency, RetryPolicy
@@ -122,7 +122,9 @@ class BatchMachine(EngineMachine):
         self.box.nodes, self.box.settings, self.box.engine = old.nodes, old.settings, make()
         self.origin = make
         self.restarted_at, self._heard = now, 0
-        self.since, self.unseen, self.saved = {}, set(), {job: self.saved[job] for job in alive}
+        self.since, self.unseen = {}, set()
+        # What keeps a waiting job back is found out anew, which needs no saving.
+        self.saved = {job: record_of(self.engine.jobs[job]) for job in alive}
         invariants.check(self.engine)
         assert {job.id: job.lease.devices for job in self.engine.running.values() if job.lease} == leases
         # The server reads all GPUs before it lets anybody in.

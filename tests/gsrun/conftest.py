@@ -65,6 +65,29 @@ def gsrun(idle: Server) -> Iterator[Callable[..., Gsrun]]:
 
 
 @pytest.fixture
+def own(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with two GPUs that the test may kill; its parameters are more arguments for it."""
+    with Server("2", args=getattr(request, "param", ())) as server:
+        server.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        server.env["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
+        yield server
+
+
+@pytest.fixture
+def at(own: Server) -> Iterator[Callable[..., Gsrun]]:
+    """gsruns of that server."""
+    started: list[Gsrun] = []
+
+    def start(*words: str, **more: object) -> Gsrun:
+        started.append(Gsrun(own, *words, **more))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.close()
+
+
+@pytest.fixture
 def terminal(idle: Server) -> Iterator[Terminal]:
     """An interactive shell on a terminal, `$GSRUN` set."""
     opened = Terminal(idle.env)

@@ -60,6 +60,27 @@ def read_until(connection: socket.socket, kind: int) -> None:
             return
 
 
+def deaf(address: str, method: str, message: bytes, count: int, window: int | None) -> list[socket.socket]:
+    """Connections with many calls, whose answers nobody reads.
+
+    Args:
+        address: host:port.
+        count: how many calls, in twenties.
+        window: bytes that we let the server send on each stream; None for the usual 64 KiB.
+    """
+    host, port = address.rsplit(":", 1)
+    connections = []
+    for _ in range(count // 20):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect((host, int(port)))
+        ours = settings() if window is None else small_window(window)
+        calls = b"".join(call(method, message, 2 * number + 1) for number in range(20))
+        connection.sendall(PREFACE + ours + acknowledge() + calls)
+        connections.append(connection)
+    return connections
+
+
 def _exactly(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:

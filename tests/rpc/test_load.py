@@ -46,7 +46,7 @@ async def test_thousands_of_calls_at_once_are_all_answered(box: Server, client: 
             places = [await call.read() for call in calls[:: CROWD // 50]]
         assert all(place.queued.position for place in places)
         each = (rss(box.process.pid) - before) / CROWD
-        assert each < 80 * 1024, f"{each / 1024:.0f} KiB for a waiting stream"
+        assert each < 60 * 1024, f"{each / 1024:.0f} KiB for a waiting stream"
         assert took < 30, f"{took:.1f} s"
     finally:
         for call in calls:
@@ -71,25 +71,6 @@ async def test_the_first_of_a_crowd_gets_gpus_while_it_is_still_coming_in(client
     assert len(set(jobs)) == 400
 
 
-def deaf(address: str, method: str, message: bytes, window: int | None) -> list[socket.socket]:
-    """Connections with many calls, whose answers nobody reads.
-
-    Args:
-        window: bytes that we let the server send on each stream; None for the usual 64 KiB.
-    """
-    host, port = address.rsplit(":", 1)
-    connections = []
-    for _ in range(DEAF // 20):
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        connection.connect((host, int(port)))
-        ours = http2.settings() if window is None else http2.small_window(window)
-        calls = b"".join(http2.call(method, message, 2 * number + 1) for number in range(20))
-        connection.sendall(http2.PREFACE + ours + http2.acknowledge() + calls)
-        connections.append(connection)
-    return connections
-
-
 @pytest.fixture(params=WINDOWS.values(), ids=WINDOWS)
 def crowd_of_the_deaf(request: pytest.FixtureRequest, box: Server) -> Iterator[Callable[[], None]]:
     """Streams of every kind that are opened and never read; call it to open them."""
@@ -102,7 +83,9 @@ def crowd_of_the_deaf(request: pytest.FixtureRequest, box: Server) -> Iterator[C
             ("WatchJobs", b""),
             ("WatchGpus", b""),
         ):
-            connections.extend(deaf(box.address, f"/gpusched.v1.Scheduler/{method}", message, request.param))
+            connections.extend(
+                http2.deaf(box.address, f"/gpusched.v1.Scheduler/{method}", message, DEAF, request.param)
+            )
 
     yield begin
     for connection in connections:
@@ -174,6 +157,8 @@ async def test_calls_begun_and_cancelled_in_one_breath(box: Server, client: Clie
 def frugal() -> Iterator[Server]:
     """A server that was started with a low soft limit of open files, as shells and services have one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1000:
+        pytest.skip("this system allows no more")
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     server = Server("4")
     try:

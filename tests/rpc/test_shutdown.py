@@ -13,7 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gpusched.v1 import scheduler_pb2
+from gpusched.v1 import resources_pb2, scheduler_pb2
+from rpc import http2
 from rpc.calls import PATIENCE, Client, until
 from rpc.servers import assert_quiet
 from support.server import Server, free_port
@@ -70,6 +71,23 @@ async def test_holders_are_told_before_the_server_goes(mortal: Server, number: s
     # The end of the streams was the server's doing, and says nothing about the jobs.
     log = mortal.log.split("stopping", 1)[1]
     assert "end job=" not in log
+
+
+async def test_streams_that_nobody_reads_do_not_keep_it(mortal: Server) -> None:
+    assert mortal.process is not None
+    client = Client(mortal.address)
+    acquire = scheduler_pb2.AcquireRequest(resources=resources_pb2.ResourceRequest(gpus=1), auto_confirm=True)
+    connections = []
+    for method, message in (("Acquire", acquire.SerializeToString()), ("WatchJobs", b""), ("WatchGpus", b"")):
+        connections += http2.deaf(mortal.address, f"/gpusched.v1.Scheduler/{method}", message, 20, 1)
+    await client.eventually(client.status, lambda status: status.jobs_queued == 16)
+    await client.close()
+    began = time.monotonic()
+    mortal.process.terminate()
+    assert await ended(mortal) == 0
+    assert time.monotonic() - began < 5.0
+    for connection in connections:
+        connection.close()
 
 
 async def test_an_idle_server_goes_at_once(mortal: Server) -> None:

@@ -113,6 +113,14 @@ class Server:
             self.kill()
             raise RuntimeError(f"the server did not stop on SIGTERM:\n{self.log}") from None
 
+    def restart(self, *, gracefully: bool = False) -> Server:
+        """End it, by `kill -9` or by SIGTERM, and start it again on the same port and state directory."""
+        if gracefully:
+            self.stop()
+        else:
+            self.kill()
+        return self.start()
+
     def pause(self) -> None:
         """SIGSTOP: there, but silent."""
         assert self.process is not None

@@ -5,9 +5,9 @@
     with acquire(gpus=2) as lease:  # waits its turn; sets CUDA_VISIBLE_DEVICES
         train()
 
-`acquire` asks for GPUs, `Client` looks at and steers the scheduler; `gpusched.client.aio` has both for asyncio. What
-is imported here is imported when it is first used: `import gpusched.client` costs next to nothing, and `acquire` never
-loads grpc into this process.
+`acquire` asks for GPUs, `submit` queues a command that the scheduler runs, `Client` looks at and steers the scheduler;
+`gpusched.client.aio` has them all for asyncio. What is imported here is imported when it is first used: `import
+gpusched.client` costs next to nothing, and `acquire` never loads grpc into this process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpusched.client.api import Client, connect
+    from gpusched.client.batch import JobFailed, SubmittedJob, submit
     from gpusched.client.errors import (
         GpuschedError,
         GpuschedWarning,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "sync": ("Lease", "Ticket", "acquire"),
     "api": ("Client", "connect"),
+    "batch": ("JobFailed", "SubmittedJob", "submit"),
     "errors": (
         *("GpuschedError", "GpuschedWarning", "InvalidRequest", "JobCancelled", "JobEnded", "JobNotFound", "LeaseLost"),
         *("LimitReached", "NotSatisfiable", "PermissionDenied", "ServerMismatch", "ServerUnavailable"),
@@ -77,6 +79,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobEnded",
+    "JobFailed",
     "JobNotFound",
     "JobState",
     "Lease",
@@ -93,12 +96,14 @@ __all__ = [
     "ServerMismatch",
     "ServerUnavailable",
     "Status",
+    "SubmittedJob",
     "Ticket",
     "Unauthenticated",
     "UsageError",
     "WaitTimeout",
     "acquire",
     "connect",
+    "submit",
 ]
 
 

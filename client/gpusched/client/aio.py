@@ -19,6 +19,9 @@ from gpusched.client.session import FINISH_SECONDS, Message
 from gpusched.client.ticket import BaseTicket
 
 if TYPE_CHECKING:
+    from gpusched.client.aio_batch import JobFailed as JobFailed
+    from gpusched.client.aio_batch import SubmittedJob as SubmittedJob
+    from gpusched.client.aio_batch import submit as submit
     from gpusched.client.aio_client import Client as Client
     from gpusched.client.aio_client import connect as connect
 
@@ -26,6 +29,7 @@ R = TypeVar("R")
 
 _TICK_SECONDS = 1.0
 _FROM_CLIENT = ("Client", "connect")
+_FROM_BATCH = ("JobFailed", "SubmittedJob", "submit")
 
 
 class Lease(BaseLease):
@@ -186,4 +190,8 @@ def __getattr__(name: str) -> object:
         from gpusched.client import aio_client
 
         return getattr(aio_client, name)
+    if name in _FROM_BATCH:
+        from gpusched.client import aio_batch
+
+        return getattr(aio_batch, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

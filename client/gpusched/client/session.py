@@ -163,7 +163,7 @@ class Session:
     def _helper_gone(self) -> None:
         if self.over:
             self._answer({"kind": wire.RELEASED})
-            closed = GpuschedError("this request was closed while it waited")
+            closed = GpuschedError("this request was closed; make a new one with acquire(...)")
             self._deliver({"kind": wire.FAILED, "error": wire.dump_error(closed)})
             return
         status = self._process.returncode

@@ -77,7 +77,7 @@ class BaseTicket(Generic[L]):
     def _advance(self) -> Steps[QueueUpdate | None]:
         """Until the next change of place, or None for the grant; raises GpuschedError if there will be none."""
         if self._closed:
-            raise GpuschedError("this request has ended; make a new one with acquire(...)")
+            raise GpuschedError("this request was closed; make a new one with acquire(...)")
         if not self._begun:
             self._begun = True
             yield from self._begin()

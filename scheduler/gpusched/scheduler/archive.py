@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from gpusched.scheduler.codec import job_of
 from gpusched.scheduler.core.engine import Engine
@@ -13,6 +14,8 @@ from gpusched.scheduler.ports import Store, StoreError
 
 #: Ended jobs read from the store at a time.
 _CHUNK = 200
+#: So many of the jobs that ended before the server was started are known by the ids of their calls.
+_REMEMBERED = 2000
 
 
 class Archive:
@@ -25,6 +28,7 @@ class Archive:
     def __init__(self, engine: Engine, store: Store) -> None:
         self._engine = engine
         self._store = store
+        self._requests: dict[tuple[int, str], JobId] | None = None
 
     def job(self, job_id: JobId, field: str = "job_id") -> Job:
         """A job, ended or not.
@@ -43,6 +47,24 @@ class Archive:
         except StoreError as error:
             raise Unavailable(str(error), reason="STORE") from None
         raise NotFound(f"{field}: there is no job {job_id} (ended jobs are kept for a while only)", field=field)
+
+    def job_by_request(self, uid: int, request_id: str) -> Job | None:
+        """The batch job that a user's call with this id made, None if there is none, or the engine knows it.
+
+        Args:
+            uid: the user.
+            request_id: not empty.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        if self._requests is None:
+            # Those that end from now on are remembered by the engine.
+            jobs = islice(self.ended(frozenset(State), "", ""), _REMEMBERED)
+            batch = [job for job in jobs if job.spec.batch is not None and job.spec.request_id]
+            self._requests = {(job.spec.owner.uid, job.spec.request_id): job.id for job in reversed(batch)}
+        job_id = self._requests.get((uid, request_id))
+        return None if job_id is None else self.job(job_id)
 
     def history(self, job: Job) -> list[HistoryLine]:
         """What happened to a job, oldest first: all of it, where the store can be read."""

@@ -32,7 +32,7 @@ async def prune_for_ever(store: Store, launcher: Launcher, now: Callable[[], flo
     while True:
         try:
             await _prune(store, now() - keep)
-            await asyncio.get_running_loop().run_in_executor(None, _prune_logs, launcher.logs, now() - keep)
+            await asyncio.get_running_loop().run_in_executor(None, _prune_logs, launcher.logs, store, now() - keep)
         except (StoreError, OSError) as error:
             log_event(log, "pruning failed", level=logging.WARNING, message=str(error))
         await asyncio.sleep(EVERY)
@@ -50,7 +50,9 @@ async def _prune(store: Store, before: float) -> None:
         log_event(log, "pruned", jobs=total)
 
 
-def _prune_logs(directory: Path, before: float) -> None:
+def _prune_logs(directory: Path, store: Store, before: float) -> None:
+    """Remove old logs of jobs that are forgotten. One of a silent job may be older than its job's end."""
     for path in directory.glob("*.log"):
-        if path.stat().st_mtime < before:
+        job = path.name.partition(".")[0]
+        if path.stat().st_mtime < before and job.isascii() and job.isdigit() and store.job(int(job)) is None:
             path.unlink(missing_ok=True)

@@ -14,9 +14,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from gpusched.client.gsrun import exits, linux, tree, wire
+from gpusched.client.gsrun import exits, limit, linux, reach, tree, wire, words
+from gpusched.client.gsrun.calls import Ending
 from gpusched.client.gsrun.command import CannotRun
-from gpusched.client.gsrun.line import counted, ordinal
+from gpusched.client.gsrun.line import counted
 from gpusched.client.gsrun.link import Link
 from gpusched.client.gsrun.loop import Loop
 from gpusched.client.gsrun.options import Options
@@ -24,9 +25,7 @@ from gpusched.client.gsrun.work import Result, Work
 from gpusched.client.usage import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from gpusched.v1 import job_pb2, scheduler_pb2
+    from gpusched.v1 import scheduler_pb2
 
 GRACE_SECONDS = 15.0
 """From SIGTERM to SIGKILL at the time limit and on a cancel; `GPUSCHED_KILL_AFTER` has another duration."""
@@ -36,7 +35,8 @@ QUIET_SECONDS = 0.25
 """A wait shorter than this is not worth a line."""
 SILENCE_SECONDS = 3.0
 """After which a scheduler that has not answered at all is worth a line."""
-LIMIT_NOTICE_SECONDS = 300.0
+OWNER_SECONDS = 0.5
+"""After which there is time to see whose scheduler it is; by then the command is no longer about to start."""
 _MAX_WAIT_SLACK = 1.0
 
 
@@ -80,8 +80,12 @@ class Holder:
         self._link = Link(options, address, self._node, self._start_ticks, self, self._loop.post)
         self._granted: scheduler_pb2.Granted | None = None
         self._granted_at = 0.0
+        self._job_id = ""
         self._away = False
+        self._stranger = False
+        self._lost = False
         self._seen = ""
+        self._waited = False  # something was said about the wait
         self._loop.watch(front_pidfd, self._front_died)
         self._loop.watch(sock.fileno(), self._on_packets)
         self._loop.on_signals({*signals, signal.SIGCHLD}, self._on_signal)
@@ -107,39 +111,69 @@ class Holder:
     def on_say(self, text: str) -> None:
         self._tell(wire.SAY, text if text.startswith("gpusched: ") else f"gsrun: {text}")
 
+    def on_connected(self) -> None:
+        self._share_connection(wire.SHARE)
+
     def on_accepted(self, accepted: scheduler_pb2.Accepted) -> None:
         self._loop.cancel_timer("silence")
-        if self._away:
-            self._away = False
-            self._tell(wire.SAY, "gsrun: the scheduler is back; queued again")
-        self._tell(wire.DETAIL, f"gsrun: job {accepted.job_id} at {self._address}")
-        self._granted = None
-        self._seen = ""
+        if accepted.job_id != self._job_id:
+            self._job_id = accepted.job_id
+            self._tell(wire.DETAIL, f"gsrun: job {accepted.job_id} at {self._address}")
+        if not self._work.started:  # else the grant that follows tells whether it is still ours
+            self._granted = None
+            self._seen = ""
 
     def on_queued(self, queued: scheduler_pb2.Queued) -> None:
+        if self._work.started:
+            self.on_ended("it takes this job for one that waits", exits.LEASE_LOST)
+            return
         self._granted = None  # a grant that was not confirmed is over
-        seen = _waiting_text(queued, self._options.gpus)
-        if not self._seen:
+        seen = words.place(queued, self._options.gpus)
+        self._is_back()
+        if not self._seen and not self._waited:
             self._loop.set_timer("wait line", QUIET_SECONDS, self._show_wait)
         self._seen = seen
         if not self._loop.has_timer("wait line"):
             self._show_wait()
 
     def on_granted(self, granted: scheduler_pb2.Granted) -> None:
+        if self._work.started:
+            self._granted_again(granted)
+            return
         foreign = [gpu for gpu in granted.gpus if gpu.node and gpu.node != self._node]
         if foreign or len(granted.gpus) != self._options.gpus:
             what = f"GPU {foreign[0].index} of {foreign[0].node}" if foreign else counted(len(granted.gpus), "GPU")
             text = f"the scheduler granted {what}, which is of no use to a command on {self._node}"
             self._fail(text, exits.OWN_FAILURE)
             return
+        self._is_back()
         if self._granted is not None and self._granted.epoch == granted.epoch:
             return  # told twice
         self._loop.cancel_timer("wait line")
         self._granted = granted
         self._granted_at = time.monotonic()
-        # The front gets a share in the connection: whoever of us dies, it stays open until the other has cleaned up.
-        fd = self._link.socket_fd()
-        self._peer.send(wire.ASK, granted.epoch, fds=() if fd is None else (fd,))
+        self._share_connection(wire.ASK, granted.epoch)
+
+    def _granted_again(self, granted: scheduler_pb2.Granted) -> None:
+        """What the command runs under is told to us once more, after the scheduler was away."""
+        assert self._granted is not None
+        if granted.epoch != self._granted.epoch:
+            self.on_ended("it has granted this job GPUs anew", exits.LEASE_LOST)
+        elif self._is_back() and granted.HasField("confirm_by"):
+            self._link.confirm(granted.epoch)
+
+    def _is_back(self) -> bool:
+        """The scheduler speaks to us as it did; whether it had been away."""
+        if not self._away:
+            return False
+        self._away = self._stranger = False
+        self._tell(wire.SAY, "gsrun: the scheduler is back")
+        return True
+
+    def _share_connection(self, kind: str, *fields: object) -> None:
+        """The front gets a share in the connection: whoever of us dies, it stays until the other has cleaned up."""
+        fd = reach.connection_fd(self._address)
+        self._peer.send(kind, *fields, fds=() if fd is None else (fd,))
         self._update_peer()
 
     def on_confirmed(self, epoch: int) -> None:
@@ -157,32 +191,31 @@ class Holder:
             return
         except ProcessLookupError:
             os._exit(exits.OWN_FAILURE)  # the front died this very moment
-        self._tell(wire.STARTED, self._work.pid, granted.job_id, _gpus_text(granted.gpus))
+        self._tell(wire.STARTED, self._work.pid, granted.job_id, words.gpus(granted.gpus))
         self._let_go_of_streams()
+        self._loop.set_timer("owner", OWNER_SECONDS, self._link.note_owner)
         if self._options.time_limit:
-            self._start_clock(self._granted_at + self._options.time_limit - time.monotonic())
+            left = self._granted_at + self._options.time_limit - time.monotonic()
+            limit.start(self._loop, self._options.time_limit, left, self._announce, self._limit_reached)
 
     def on_notice(self, notice: scheduler_pb2.Notice) -> None:
         from gpusched.v1 import scheduler_pb2
 
-        if notice.kind == scheduler_pb2.NOTICE_KIND_TIME_LIMIT:
-            return  # our own clock says so itself, scheduler or no scheduler
+        if notice.kind in (scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING):
+            return  # our own clock says so itself, scheduler or no scheduler; and a scheduler that goes is away at once
         if notice.kind == scheduler_pb2.NOTICE_KIND_CANCEL and self._work.started:
             left = self._grace
             if notice.HasField("deadline"):
                 left = min(left, max(0.0, notice.deadline.ToNanoseconds() / 1e9 - time.time() - 1.0))
             self._end_work(f"the job was cancelled: {notice.message}", exits.CANCELLED, left, notice.message)
             return
-        self._tell(wire.SAY, f"gsrun: notice: {notice.message}")
+        self._announce(notice.message)
+
+    def _announce(self, text: str) -> None:
+        self._tell(wire.SAY, f"gsrun: notice: {text}")
 
     def on_dry_run(self, dry_run: scheduler_pb2.DryRun) -> None:
-        if dry_run.starts_now:
-            text = f"would start now, on {_gpus_text(dry_run.gpus)}"
-        else:
-            text = f"would wait, {ordinal(dry_run.position)} in the queue: {dry_run.reason.message}"
-            if dry_run.HasField("forecast"):
-                text += f" (expected to start at {_clock_time(dry_run.forecast.ToNanoseconds() / 1e9)})"
-        self._tell(wire.ANSWER, text)
+        self._tell(wire.ANSWER, words.outlook(dry_run))
         self._exit(0)
 
     def on_away(self) -> None:
@@ -190,18 +223,42 @@ class Holder:
             return
         self._away = True
         if self._work.started:
-            self._tell(wire.SAY, "gsrun: the scheduler is away; your command goes on and keeps its GPUs")
+            self._tell(wire.SAY, "gsrun: the scheduler is away; holding your GPUs, the command goes on")
         else:
             self._granted = None
             self._seen = ""
             self._loop.cancel_timer("wait line")
-            self._tell(wire.WAIT, "gsrun: the scheduler is away; waiting for its return to queue again")
+            self._say_wait("gsrun: the scheduler is away; keeping your place in the queue")
+
+    def on_stranger(self) -> None:
+        self.on_away()
+        if not self._stranger:
+            self._stranger = True
+            text = f"another scheduler answers at {self._address}, which knows nothing of this job; waiting for its own"
+            self._tell(wire.SAY, f"gsrun: {text}")
+
+    def on_place_lost(self, why: str) -> None:
+        self._away = self._stranger = False
+        self._tell(wire.SAY, f"gsrun: {why}; queueing again")
 
     def on_refused(self, message: str, code: int) -> None:
-        self._fail(message, code)
+        if self._work.started:
+            self._tell(wire.ERROR, f"gsrun: {message}; the command goes on")
+        else:
+            self._fail(message, code)
 
     def on_ended(self, message: str, code: int) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._link.close()
         why = "the job was cancelled" if code == exits.CANCELLED else "the scheduler took the GPUs back"
+        if not self._work.started:
+            self._fail(f"{why}: {message}", code)
+        if self._options.on_lost == "keep" and code != exits.CANCELLED and self._work.running:
+            text = "the command goes on (--on-lost keep), and its GPUs may be given to others"
+            self._tell(wire.ERROR, f"gsrun: {why}: {message}; {text}")
+            return
         self._end_work(f"{why}: {message}", code, min(LOST_GRACE_SECONDS, self._grace), message)
 
     def _survive(self, error: Exception) -> None:
@@ -231,8 +288,8 @@ class Holder:
     def _front_died(self) -> None:
         """Nobody waits for the command any more. All of it dies, and then the lease ends."""
         self._work.kill()
-        if self._granted is not None and self._work.started:
-            self._link.release(self._granted.epoch, None, signal.SIGKILL, "gsrun was killed", False)
+        if self._work.started:
+            self._give_back(None, signal.SIGKILL, "gsrun was killed", False)
         os._exit(exits.OWN_FAILURE)
 
     def _wake_front(self) -> None:
@@ -265,20 +322,7 @@ class Holder:
         elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             self._exit(exits.for_signal(number), number)
 
-    def _start_clock(self, left: float) -> None:
-        from gpusched.client.units import format_duration
-
-        limit = self._options.time_limit
-        before = min(LIMIT_NOTICE_SECONDS, limit / 10)
-        if before >= 1.0:
-            text = f"gsrun: notice: the time limit of {format_duration(limit)} ends in {format_duration(before)}"
-            self._loop.set_timer("limit notice", left - before, lambda: self._tell(wire.SAY, text))
-        self._loop.set_timer("limit", left, self._limit_reached)
-
-    def _limit_reached(self) -> None:
-        from gpusched.client.units import format_duration
-
-        why = f"the time limit of {format_duration(self._options.time_limit)} is reached"
+    def _limit_reached(self, why: str) -> None:
         self._end_work(why, exits.TIME_LIMIT, self._grace, "reached its time limit", timed_out=True)
 
     def _end_work(self, why: str, code: int, grace: float, message: str, *, timed_out: bool = False) -> None:
@@ -289,17 +333,24 @@ class Holder:
 
     def _finished(self, result: Result) -> None:
         """Nothing is left of the command: the lease ends, and gsrun with it."""
-        if self._granted is not None:
-            self._link.release(self._granted.epoch, result.exit_status, result.signal, result.message, result.timed_out)
+        self._give_back(result.exit_status, result.signal, result.message, result.timed_out)
         self._exit(result.code, result.signal)
+
+    def _give_back(self, exit_status: int | None, number: int, message: str, timed_out: bool) -> None:
+        if self._granted is not None and not self._lost:
+            self._link.release(Ending(self._granted.epoch, exit_status, number, message, timed_out))
 
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _say_silence(self) -> None:
-        self._tell(wire.WAIT, f"gsrun: waiting for the scheduler at {self._address} to answer")
+        self._say_wait(f"gsrun: waiting for the scheduler at {self._address} to answer")
 
     def _show_wait(self) -> None:
-        self._tell(wire.WAIT, self._seen)
+        self._say_wait(self._seen)
+
+    def _say_wait(self, text: str) -> None:
+        self._waited = True
+        self._tell(wire.WAIT, text)
 
     def _waited_enough(self) -> None:
         if not self._work.started:
@@ -361,22 +412,3 @@ def _grace() -> float:
     from gpusched.client.units import parse_duration
 
     return parse_duration(text, "GPUSCHED_KILL_AFTER")
-
-
-def _waiting_text(queued: scheduler_pb2.Queued, gpus: int) -> str:
-    """The live line, less the time waited."""
-    place = f"{ordinal(queued.position)} of {queued.total} in the queue"
-    message = queued.reason.message
-    parts = [place, message] if message.startswith("needs ") else [place, counted(gpus, "GPU"), message]
-    if queued.HasField("forecast"):
-        parts.append(f"expected at {_clock_time(queued.forecast.ToNanoseconds() / 1e9)}")
-    return f"gsrun: {' · '.join(part for part in parts if part)}"
-
-
-def _gpus_text(gpus: Iterable[job_pb2.AllocatedGpu]) -> str:
-    return f"GPU {','.join(str(gpu.index) for gpu in gpus)}"
-
-
-def _clock_time(moment: float) -> str:
-    local = time.localtime(moment)
-    return time.strftime("%H:%M" if moment - time.time() < 86400 else "%Y-%m-%d %H:%M", local)

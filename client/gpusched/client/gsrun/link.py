@@ -1,19 +1,19 @@
 """The holder's connection to the scheduler: everything that talks gRPC, in a thread of its own.
 
 What the scheduler says is posted to the holder's loop; the loop never waits for the network, but for the short calls
-that end a lease.
+that end a lease. A stream that is lost is opened again by the job's secret, for as long as it takes: only the server
+state that accepted the job can say that it is over.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gpusched.client.gsrun import exits
+from gpusched.client.gsrun import asking, calls, exits, reach
 from gpusched.client.gsrun.options import Options
 
 if TYPE_CHECKING:
@@ -25,21 +25,10 @@ if TYPE_CHECKING:
 FIRST_ANSWER_SECONDS = 3.0
 """How long a scheduler that listens may refuse the first call as unavailable (starting, stopping, overrun)."""
 CONFIRM_SECONDS = 3.0
-RELEASE_SECONDS = 1.0
+CONFIRM_PAUSE_SECONDS = 0.05
+CONNECT_SECONDS = 5.0
 RESTART_AFTER_SECONDS = 3.0
 """How long a scheduler of our own user may be gone before a waiting gsrun starts it again."""
-MAX_COMMAND_CHARACTERS = 4000
-_OPTIONS = {
-    "resources.gpus": "-n",
-    "resources.gpu_memory_bytes": "--gpu-memory",
-    "resources.gpu_model": "--gpu-model",
-    "resources.node": "GPUSCHED_NODE",
-    "name": "--name",
-    "priority": "--priority",
-    "time_limit": "--time",
-    "max_wait": "--max-wait",
-}
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 1.0
 
 
 class Listener(Protocol):
@@ -53,7 +42,16 @@ class Listener(Protocol):
     def on_notice(self, notice: scheduler_pb2.Notice) -> None: ...
     def on_dry_run(self, dry_run: scheduler_pb2.DryRun) -> None: ...
     def on_away(self) -> None:
-        """The connection was lost, and nobody said that the lease is gone."""
+        """The connection was lost, and nobody said that place or lease is gone."""
+
+    def on_connected(self) -> None:
+        """There is a new connection, by which the lease is about to be taken up again."""
+
+    def on_stranger(self) -> None:
+        """Another scheduler answers in the place of the one that is away."""
+
+    def on_place_lost(self, why: str) -> None:
+        """The place in the queue is gone; we queue again."""
 
     def on_refused(self, message: str, code: int) -> None:
         """The scheduler's last word, or ours: there will be no GPUs. `code` is what gsrun exits with."""
@@ -92,12 +90,18 @@ class Link:
         self._request_id = os.urandom(16).hex()
         self._stub: Any = None
         self._channel: grpc.Channel | None = None
-        self._job_id = ""
-        self._token = ""
+        self._call: Any = None
+        self._ticket = calls.Ticket()
+        self._accepted = False  # by the stream that is, or was last
         self._ended = ""
         self._stopping = False
-        self._may_restart: bool | None = None  # None: not known yet
-        self._lock = threading.Lock()  # over the two: a lease is confirmed on a stream that lives, or not at all
+        self._closed = False
+        self._owner: int | None = None  # uid of the scheduler; None: not known (yet)
+        self._may_restart = True
+        self._backoff = reach.Backoff()
+        # Over the three: a grant is confirmed on the stream that told it, while that lives, or not at all.
+        self._lock = threading.Lock()
+        self._stream = 0
         self._alive = False
         self._confirmed = False
 
@@ -111,42 +115,30 @@ class Link:
         """Tell the scheduler that we are awake; `on_confirmed` follows unless the grant was taken back meanwhile."""
         from gpusched.v1 import scheduler_pb2
 
-        request = scheduler_pb2.ConfirmRequest(job_id=self._job_id, resume_token=self._token, epoch=epoch)
-        future = self._stub.Confirm.future(request, timeout=CONFIRM_SECONDS)
-        future.add_done_callback(lambda done: self._post(self._confirm_done, done, epoch))
-
-    def release(self, epoch: int, exit_status: int | None, signal: int, message: str, timed_out: bool) -> bool:
-        """Give the lease back, with how the work ended; whether the scheduler answered. Takes a second at most."""
-        import grpc
-
-        from gpusched.v1 import job_pb2, scheduler_pb2
-
-        outcome = job_pb2.Outcome(signal=signal, message=message)
-        if exit_status is not None:
-            outcome.exit_status = exit_status
-        request = scheduler_pb2.ReleaseRequest(
-            job_id=self._job_id, resume_token=self._token, epoch=epoch, outcome=outcome, timed_out=timed_out
-        )
+        request = scheduler_pb2.ConfirmRequest(job_id=self._ticket.job_id, resume_token=self._ticket.token, epoch=epoch)
+        stream = self._stream
         try:
-            self._stub.Release(request, timeout=RELEASE_SECONDS)
-        except grpc.RpcError:
-            return False  # the end of our connection says the same, less the outcome
-        return True
+            future = self._stub.Confirm.future(request, timeout=CONFIRM_SECONDS)
+        except ValueError:
+            return  # the channel was closed this moment; on the next one the grant is told again
+        future.add_done_callback(lambda done: self._post(self._confirm_done, done, epoch, stream))
 
-    def socket_fd(self) -> int | None:
-        """Descriptor of our TCP connection to the scheduler; None if it cannot be told."""
-        port = int(self._address.rpartition(":")[2])
-        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-            try:
-                if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
-                    continue
-                with socket.socket(fileno=os.dup(int(name))) as sock:
-                    # By port alone: gRPC dials IPv4 through an IPv6 socket, and we have no other connection.
-                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getpeername()[1] == port:
-                        return int(name)
-            except OSError:
-                continue  # not connected, or closed meanwhile
-        return None
+    def release(self, ending: calls.Ending) -> bool:
+        """Give the lease back; whether the scheduler took note. Takes a second at most."""
+        return calls.release(self._address, self._stub if self._alive else None, self._ticket, ending)
+
+    def note_owner(self) -> None:
+        """See, while it is there, whose scheduler it is: another user's has no say when this one is away."""
+        if self._owner is None:
+            from gpusched.client.serveruser import listener_uid
+
+            self._owner = listener_uid(self._address)
+
+    def close(self) -> None:
+        """Hear and say no more."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -156,46 +148,81 @@ class Link:
         except Exception as error:
             from gpusched.client.usage import UsageError
 
-            self._refuse(str(error), exits.USAGE if isinstance(error, UsageError) else exit_code(error))
+            self._refuse(str(error), exits.USAGE if isinstance(error, UsageError) else asking.exit_code(error))
 
     def _run(self) -> None:
         from gpusched.client.serveruser import check_server_user
 
         began = time.monotonic()
-        first = True
-        while True:
-            if first and self._silence():
-                from gpusched.client.autostart import ensure_server
+        if silent := bool(reach.silence(self._address)):
+            from gpusched.client.autostart import ensure_server
 
-                ensure_server(self._address, self._say)
-            check_server_user(self._address, self._say)
-            first = False
-            error = self._attempt()
+            ensure_server(self._address, self._say)
+        check_server_user(self._address, self._say)
+        while not self._closed:
+            error = self._try_once()
             if error is None:
                 return
-            if not self._job_id and (words := self._hopeless(error, time.monotonic() - began)):
+            if isinstance(error, _PlaceLost):
+                self._ticket.token = ""
+                self._post(self._listener.on_place_lost, str(error))
+                self._backoff.pause()
+            elif self._ticket.job_id:
+                self._post(self._listener.on_away)
+                self._wait_for_server()
+            elif words := self._hopeless(error, silent, time.monotonic() - began):
                 self._refuse(words, exits.NO_SERVER)
                 return
-            if self._job_id:
-                self._post(self._listener.on_away)
-            if self._confirmed:
-                return
-            self._wait_for_server()
+            else:
+                self._backoff.pause()
 
-    def _hopeless(self, error: GpuschedError, seconds: float) -> str:
-        """Why there is no use in another first call; empty if it is too early to say."""
+    def _hopeless(self, error: Exception, silent: bool, seconds: float) -> str:
+        """Why there is no use in another first call; empty if it is too early to say.
+
+        Args:
+            error: how the last one failed.
+            silent: nobody listened at the very first.
+            seconds: since then.
+        """
         hint = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
-        if why := self._silence():
+        late = seconds > FIRST_ANSWER_SECONDS
+        if (silent or late) and (why := reach.silence(self._address)):
             return f"no scheduler answers at {self._address} ({why}); {hint}"
-        if "HTTP/2" in str(error) or seconds > FIRST_ANSWER_SECONDS:
+        if "HTTP/2" in str(error) or late:
             return f"what listens at {self._address} does not answer as a scheduler does; {hint} ({error})"
         return ""
 
-    def _attempt(self) -> GpuschedError | None:
-        """Queue once and listen until the stream ends. Gives the error if it is worth trying again."""
+    def _try_once(self) -> Exception | None:
+        """Queue, or come back, and listen until the stream ends. Gives the error if it is worth trying again."""
+        try:
+            return self._attempt()
+        except Exception as error:
+            if not self._confirmed:
+                raise
+            return error  # nothing that goes wrong on our side ends a command
+
+    def _attempt(self) -> Exception | None:
+        from gpusched.client.errors import ServerUnavailable
+
+        returning = bool(self._ticket.token)
+        if returning and not self._may_be_ours():
+            self._post(self._listener.on_stranger)
+            return ServerUnavailable("another user's program listens there")
+        self._connect()
+        if returning:
+            request = asking.return_request(self._ticket.token, self._start_ticks)
+        else:
+            request = asking.first_request(self._options, self._node, self._request_id, self._start_ticks)
+        error, state = self._listen(request, returning)
+        if self._closed or error is None:
+            return None
+        if returning and not self._accepted:
+            return self._not_let_in(error, state)
+        return self._stream_ended(error)
+
+    def _connect(self) -> None:
         import grpc
 
-        from gpusched.client.errors import JobCancelled, LeaseLost, ServerUnavailable, from_rpc_error
         from gpusched.client.transport import open_channel
         from gpusched.v1 import scheduler_pb2_grpc
 
@@ -203,40 +230,113 @@ class Link:
             self._channel.close()
         self._channel = open_channel(self._address)
         self._stub = scheduler_pb2_grpc.SchedulerStub(self._channel)
-        self._ended = ""
-        self._alive = True
+        if self._confirmed:
+            # The front is to have its share in this connection before the lease hangs on it.
+            grpc.channel_ready_future(self._channel).result(CONNECT_SECONDS)
+            self._post(self._listener.on_connected)
+
+    def _listen(self, request: scheduler_pb2.AcquireRequest, returning: bool) -> tuple[GpuschedError | None, str]:
+        """Open a stream and hear it to its end.
+
+        Returns:
+            How it ended, None if as it should; and which server state did not let us in, empty if none said so.
+        """
+        import grpc
+
+        from gpusched.client.errors import ServerUnavailable, from_rpc_error
+
+        self._ended = stranger = ""
+        self._accepted = False
+        with self._lock:
+            self._stream += 1
+            self._alive = True
         try:
-            for response in self._stub.Acquire(self._request()):
+            self._call = self._stub.Acquire(request)
+            for response in self._call:
+                if returning and not self._accepted and response.accepted.state_id != self._ticket.state_id:
+                    stranger = response.accepted.state_id
+                    self._call.cancel()
+                    break
                 self._dispatch(response)
-        except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
-        else:
-            error = ServerUnavailable("the scheduler ended the stream without a word")
-            if self._options.dry_run:
-                return None
+        except grpc.RpcError as error:
+            return from_rpc_error(error), reach.state_of(error)
         finally:
             with self._lock:
                 self._alive = False
+        if self._options.dry_run:
+            return None, ""
+        return ServerUnavailable("the scheduler ended the stream without a word"), stranger
+
+    def _stream_ended(self, error: GpuschedError) -> Exception | None:
+        """What follows from the end of a stream that had let us in. Gives the error if it is worth trying again."""
+        from gpusched.client.errors import JobCancelled, LeaseLost, ServerUnavailable
+
         if isinstance(error, ServerUnavailable) and not self._ended:
             return error
-        message = self._ended or _in_our_words(error)
-        if self._confirmed:
-            lost = isinstance(error, (LeaseLost, JobCancelled)) or bool(self._ended)
-            if not lost:
-                return error  # an error of the server's own is no verdict on the lease
-            cancelled = isinstance(error, JobCancelled)
-            self._post(self._listener.on_ended, message, exits.CANCELLED if cancelled else exits.LEASE_LOST)
-        else:
-            self._refuse(message, exit_code(error))
+        message = self._ended or asking.in_our_words(error)
+        if not self._confirmed:
+            self._refuse(message, asking.exit_code(error))
+            return None
+        if not self._ended and not isinstance(error, (LeaseLost, JobCancelled)):
+            return error  # an error of the server's own is no verdict on the lease
+        cancelled = isinstance(error, JobCancelled)
+        self._post(self._listener.on_ended, message, exits.CANCELLED if cancelled else exits.LEASE_LOST)
+        return None
+
+    def _may_be_ours(self) -> bool:
+        """Whether the one who listens there may be believed: our scheduler's user, or root."""
+        from gpusched.client.errors import ServerUnavailable
+        from gpusched.client.serveruser import ServerRefused, check_server_user, listener_uid
+
+        uid = listener_uid(self._address)
+        if uid is None:
+            return True  # on another machine, or gone again, as the call will show
+        if self._owner is not None and uid not in (0, self._owner):
+            return False
+        try:
+            check_server_user(self._address, self._say)
+        except ServerRefused:
+            return False
+        except ServerUnavailable:
+            pass  # gone again
+        return True
+
+    def _not_let_in(self, error: GpuschedError, state: str) -> Exception | None:
+        """What follows from a return that was refused by the server state `state` (empty: it did not say).
+
+        Returns:
+            The error if it is worth trying again.
+        """
+        from gpusched.client.errors import LeaseLost
+
+        if state and state != self._ticket.state_id:
+            if self._confirmed:
+                self._post(self._listener.on_stranger)
+                return error
+            return _PlaceLost(f"another scheduler answers at {self._address} now, and knows nothing of this job")
+        if not state or not isinstance(error, LeaseLost):
+            return error
+        why = calls.why_over(self._stub, self._ticket.job_id)
+        if not self._confirmed:
+            return _PlaceLost(f"this job's place in the queue is lost ({why})")
+        self._post(self._listener.on_ended, why, exits.LEASE_LOST)
         return None
 
     def _dispatch(self, response: scheduler_pb2.AcquireResponse) -> None:
         match response.WhichOneof("event"):
             case "accepted":
-                self._job_id, self._token = response.accepted.job_id, response.accepted.resume_token
-                self._post(self._listener.on_accepted, response.accepted)
+                accepted, ticket = response.accepted, self._ticket
+                ticket.job_id, ticket.token, ticket.state_id = (
+                    accepted.job_id,
+                    accepted.resume_token,
+                    accepted.state_id,
+                )
+                self._accepted = True
+                self._stopping = False
+                self._backoff.reset()
+                self._post(self._listener.on_accepted, accepted)
             case "queued":
-                self._note_owner()
+                self.note_owner()
                 self._post(self._listener.on_queued, response.queued)
             case "granted":
                 self._post(self._listener.on_granted, response.granted)
@@ -246,80 +346,41 @@ class Link:
                 self._stopping |= response.notice.kind == scheduler_pb2.NOTICE_KIND_SERVER_STOPPING
                 self._post(self._listener.on_notice, response.notice)
             case "ended":
-                self._ended = response.ended.message
+                self._ended = response.ended.message or "it has ended this job"
             case "dry_run":
                 self._post(self._listener.on_dry_run, response.dry_run)
 
-    def _note_owner(self) -> None:
-        """See, while it is there, whether the scheduler is our own user's: then we may start it again."""
-        if self._may_restart is None:
-            from gpusched.client.serveruser import listener_uid
-
-            self._may_restart = listener_uid(self._address) == os.getuid()
-
-    def _request(self) -> scheduler_pb2.AcquireRequest:
-        from gpusched.v1 import resources_pb2, scheduler_pb2
-
-        options = self._options
-        request = scheduler_pb2.AcquireRequest(
-            resources=resources_pb2.ResourceRequest(
-                gpus=options.gpus,
-                gpu_memory_bytes=options.gpu_memory_bytes,
-                gpu_model=options.gpu_model,
-                node=self._node,
-            ),
-            name=options.name,
-            priority=options.priority,
-            immediate=options.immediate,
-            dry_run=options.dry_run,
-            request_id=self._request_id,
-            command=_shortened(options.command),
-            holder=scheduler_pb2.Holder(pid=os.getpid(), start_ticks=self._start_ticks),
-        )
-        for field, seconds in ((request.time_limit, options.time_limit), (request.max_wait, options.max_wait)):
-            if seconds:
-                field.FromMilliseconds(round(seconds * 1000))
-        return request
-
     def _wait_for_server(self) -> None:
         """Until something listens again. A scheduler of our own that went without a word is started again, once."""
-        import random
+        gone_at = time.monotonic()
+        self._backoff.pause()
+        while not self._closed and reach.silence(self._address):
+            ours = self._owner == os.getuid() and not self._stopping and not self._confirmed
+            if ours and self._may_restart and time.monotonic() - gone_at > RESTART_AFTER_SECONDS:
+                from gpusched.client.autostart import AutostartFailed, ensure_server
 
-        from gpusched.client.autostart import AutostartFailed, ensure_server
-
-        gone_at, backoff = time.monotonic(), _FIRST_BACKOFF
-        time.sleep(backoff * random.random())
-        while self._silence():
-            if self._may_restart and not self._stopping and time.monotonic() - gone_at > RESTART_AFTER_SECONDS:
                 self._may_restart = False
                 try:
                     ensure_server(self._address, self._say)
                 except AutostartFailed as error:
                     self._say(str(error))
-            time.sleep(backoff * (0.5 + random.random() / 2))
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            self._backoff.pause()
 
-    def _silence(self) -> str:
-        """Why nobody can be reached at the address; empty if somebody listens there."""
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-        except OSError as error:
-            return str(error.strerror or error).lower()
-        return ""
-
-    def _confirm_done(self, done: Any, epoch: int) -> None:
+    def _confirm_done(self, done: Any, epoch: int, stream: int) -> None:
         from gpusched.client.errors import ServerUnavailable, from_rpc_error
 
-        failure = done.exception()
         with self._lock:
-            if not self._alive:
-                return  # the stream that granted it is gone, and with it the lease: it is queued for again
-            self._confirmed = failure is None
+            if not self._alive or stream != self._stream:
+                return  # the stream that granted it is gone; the next one tells again what is ours
+            failure = done.exception()
+            self._confirmed = self._confirmed or failure is None
         if failure is None:
             self._listener.on_confirmed(epoch)
         elif isinstance(from_rpc_error(failure), ServerUnavailable):
-            self.confirm(epoch)  # whether it was heard is unknown; saying it twice does no harm
+            # Whether it was heard is unknown; saying it twice does no harm.
+            again = threading.Timer(CONFIRM_PAUSE_SECONDS, self.confirm, (epoch,))
+            again.daemon = True
+            again.start()
         # Else the grant was taken back, which the stream tells too: it goes on.
 
     def _refuse(self, message: str, code: int) -> None:
@@ -329,38 +390,5 @@ class Link:
         self._post(self._listener.on_say, text)
 
 
-def _in_our_words(error: GpuschedError) -> str:
-    """The scheduler's message, with the option that a field of the request came from in the field's place."""
-    option = _OPTIONS.get(error.field, error.field)
-    message = str(error).removeprefix(f"{error.field}: ")
-    return f"{option}: {message}" if option else message
-
-
-def _shortened(words: list[str]) -> list[str]:
-    """The command as lists show it: a megabyte of arguments is cut."""
-    kept: list[str] = []
-    room = MAX_COMMAND_CHARACTERS
-    for word in words:
-        if len(word) > room:
-            kept.append(word[:room] + "…")
-            break
-        kept.append(word)
-        room -= len(word) + 1
-    # Bytes that are no text came as surrogates, which protobuf does not take.
-    return [word.encode("utf-8", "replace").decode() for word in kept]
-
-
-def exit_code(error: Exception) -> int:
-    """What gsrun exits with when the scheduler's answer is this."""
-    from gpusched.client import errors
-
-    for kinds, code in (
-        ((errors.InvalidRequest, errors.NotSatisfiable), exits.USAGE),
-        ((errors.LimitReached, errors.WaitTimeout), exits.NO_GPUS_NOW),
-        ((errors.PermissionDenied, errors.Unauthenticated), exits.NOT_ALLOWED),
-        ((errors.JobCancelled,), exits.CANCELLED),
-        ((errors.ServerUnavailable, errors.ServerMismatch), exits.NO_SERVER),
-    ):
-        if isinstance(error, kinds):
-            return code
-    return exits.OWN_FAILURE
+class _PlaceLost(Exception):
+    """The job that we queued with is over before its turn came; in words."""

@@ -41,6 +41,10 @@ def _run(argv: Sequence[str]) -> NoReturn:
     options = parse(argv)
     if options.command:
         command.check(options.command[0])
+    if options.detach and not options.dry_run:
+        from gpusched.client.gsrun import detach
+
+        detach.run(options, server_address(options.url))
     environment = nested.outer_environment(options)
     if environment is not None:
         _run_inside(options, environment)

@@ -17,6 +17,7 @@ _WITHOUT_EFFECT = (
     "--gpu-memory",
     "--gpu-model",
     "--leave-children",
+    "--on-lost",
 )
 
 

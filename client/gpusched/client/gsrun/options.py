@@ -27,6 +27,8 @@ Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs a
   --immediate           do not wait: fail if the GPUs are not free now
   --dry-run             only tell what would happen
   --leave-children      leave running what the command leaves behind when it ends
+  --on-lost kill|keep   when the scheduler takes the GPUs back: end the command (default), or let it go on
+  --detach              do not wait: hand the command to the scheduler as a batch job, and print the job's id
   --url HOST:PORT       the scheduler's address (default $GPUSCHED_URL, else 127.0.0.1:9123)
   -v, --verbose         say more     -q, --quiet   say nothing but errors
   --version             tell the version and exit
@@ -64,6 +66,8 @@ class Options:
         self.immediate = False
         self.dry_run = False
         self.leave_children = False
+        self.on_lost = "kill"
+        self.detach = False
         self.verbose = False
         self.quiet = False
         self.url = ""
@@ -94,10 +98,18 @@ def parse(words: Sequence[str]) -> Options:
         raise Misuse(f"say which command to run\n{USAGE}")
     if rest and not rest[0]:
         raise Misuse("the command's first word is empty; give the name of a program")
+    if options.detach:
+        _check_detach(options)
     if not options.name and rest:
         base = rest[0].rstrip("/").rpartition("/")[2] or rest[0]
         options.name = "".join(char if char.isprintable() else "?" for char in base[:MAX_NAME_CHARACTERS])
     return options
+
+
+def _check_detach(options: Options) -> None:
+    for name in _NOT_WITH_DETACH:
+        if name in options.given:
+            raise Misuse(f"--detach and {name} together make no sense: {_NOT_WITH_DETACH[name]}")
 
 
 def _split(word: str) -> Iterator[tuple[str, str | None]]:
@@ -186,6 +198,12 @@ def _set_max_wait(options: Options, text: str) -> None:
     options.max_wait = _seconds("--max-wait", text)
 
 
+def _set_on_lost(options: Options, text: str) -> None:
+    if text not in ("kill", "keep"):
+        raise UsageError("--on-lost", text, "give kill or keep")
+    options.on_lost = text
+
+
 def _set_url(options: Options, text: str) -> None:
     from gpusched.client.address import server_address
 
@@ -204,7 +222,14 @@ _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
     "--priority": _set_priority,
     "--name": _set_name,
     "--max-wait": _set_max_wait,
+    "--on-lost": _set_on_lost,
     "--url": _set_url,
 }
-_FLAGS: Final = frozenset({"--immediate", "--dry-run", "--leave-children", "--verbose", "--quiet"})
+_FLAGS: Final = frozenset({"--immediate", "--dry-run", "--leave-children", "--detach", "--verbose", "--quiet"})
+_NOT_WITH_DETACH: Final = {
+    "--immediate": "a batch job starts when it is its turn",
+    "--max-wait": "a batch job waits for as long as it takes (`gpusched cancel` ends the wait)",
+    "--leave-children": "what a batch job's command leaves behind is always ended",
+    "--on-lost": "a batch job's command never runs without its lease",
+}
 _LONG: Final = {"-n": "--gpus", "-v": "--verbose", "-q": "--quiet", "-h": "--help"}

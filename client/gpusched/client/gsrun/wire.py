@@ -14,6 +14,7 @@ _SEPARATOR = "\0"
 # From the holder to the front.
 WAIT = "wait"  # text of the live line: only the newest matters
 ASK = "ask"  # epoch: are you awake? With the connection to the scheduler as an attached descriptor
+SHARE = "share"  # a new connection to the scheduler is attached, in place of the one before
 STARTED = "started"  # process id of the command, job id, GPUs in words
 SAY = "say"  # a line for the user, unless quiet
 ERROR = "error"  # a line for the user, always

@@ -37,6 +37,8 @@ class BatchService:
         self._services = services
         self._driver = services.driver
         self._engine = services.driver.engine
+        #: Jobs whose callers were told that they could not be taken on.
+        self._refused: set[JobId] = set()
 
     @guarded
     async def Submit(  # noqa: N802
@@ -50,16 +52,9 @@ class BatchService:
                 "use gsrun, or run a scheduler of your own",
                 reason="NOT_SERVER_USER",
             )
-        job = self._engine.job_by_request(caller.owner.uid, request.request_id) if request.request_id else None
+        job = self._known(caller.owner.uid, request.request_id) if request.request_id else None
         if job is None:
-            job = self._submit(self._batch_spec(request, caller))
-            try:
-                await self._driver.saved()
-            except Unavailable:
-                # It was not acknowledged, so it must not run behind the caller's back.
-                if not job.state.final:
-                    self._driver.handle(ev.Cancel(job.id, "it could not be saved"))
-                raise
+            job = await self._submit(self._batch_spec(request, caller))
         elif job.spec.batch is None:
             raise Invalid(f"request_id: belongs to job {job.id}, which is no batch job", field="request_id")
         else:
@@ -78,10 +73,10 @@ class BatchService:
                 raise NotSatisfiable(f"job {job.id} is no batch job; its client runs it", field="job_id")
             # An ended job stays as it ended; the same work is a new job.
             batch = replace(job.spec.batch, dependencies=(), begin_at=None, held=False)
-            job = self._submit(replace(job.spec, batch=batch, request_id=""))
+            job = await self._submit(replace(job.spec, batch=batch, request_id=""))
         else:
             self._driver.handle(ev.Requeue(job.id, f"queued again by {caller.owner.name}"))
-        await self._driver.saved()
+            await self._driver.saved()
         return scheduler_pb2.RequeueJobResponse(job=self._show(job, caller))
 
     @guarded
@@ -162,7 +157,29 @@ class BatchService:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
-    def _submit(self, spec: JobSpec) -> Job:
+    def _known(self, uid: int, request_id: str) -> Job | None:
+        """The job that an earlier call with this id made, None if there is none."""
+        job = self._engine.job_by_request(uid, request_id)
+        if job is None:
+            return self._services.archive.job_by_request(uid, request_id)
+        # Its caller was told that it was not taken on, and now tries again.
+        return None if job.id in self._refused else job
+
+    async def _submit(self, spec: JobSpec) -> Job:
+        """Take a job on, and return when that is saved. Raises DomainError."""
+        job = self._accept(spec)
+        try:
+            await self._driver.saved()
+        except Unavailable:
+            # It was not acknowledged, so it must not run behind the caller's back. By force: it may have its GPUs
+            # already, and its command would be started with the very save that makes good for this one.
+            self._refused.add(job.id)
+            if not job.state.final:
+                self._driver.handle(ev.Force(job.id, State.CANCELLED, "refused, as it could not be saved"))
+            raise
+        return job
+
+    def _accept(self, spec: JobSpec) -> Job:
         ended: list[tuple[int, State]] = []
         if spec.batch is not None:
             for dependency in spec.batch.dependencies:

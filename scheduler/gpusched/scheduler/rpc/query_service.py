@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -352,8 +351,8 @@ def _decode_page(token: str) -> tuple[float, ...] | None:
         place = None
     if not (
         isinstance(place, list)
-        and len(place) in (2, 3)
-        and all(isinstance(number, float) and math.isfinite(number) for number in place)
+        and all(isinstance(number, float) and abs(number) <= 2**53 for number in place)
+        and (len(place), *place[:1]) in ((2, 0.0), (3, 1.0), (3, 2.0))
     ):
         raise Invalid("page_token: is not one that ListJobs gave", field="page_token")
     return tuple(place)

@@ -212,7 +212,7 @@ class Link:
         code = error.code()
         if code not in _FINAL:
             return False
-        state = info.metadata.get("state_id", "")
+        state: str = info.metadata.get("state_id", "")
         if not state:
             return of_our_state and code is not grpc.StatusCode.NOT_FOUND
         return state == self._run.state_id

@@ -149,8 +149,11 @@ class Supervisor:
         if notice.kind == scheduler_pb2.NOTICE_KIND_CANCEL:
             grace = self._run.grace
             if notice.HasField("deadline"):
-                left = notice.deadline.ToNanoseconds() / 1e9 - time.time() - SLACK_SECONDS
-                grace = min(grace, max(0.0, left))
+                left = notice.deadline.ToNanoseconds() / 1e9 - time.time()
+                # A deadline that has passed would have been told as an end: this machine's clock was set. The server
+                # keeps its own time, and takes the GPUs back if we are late by it.
+                if left > 0.0:
+                    grace = min(grace, max(0.0, left - SLACK_SECONDS))
             self._end(f"the job was cancelled: {notice.message}", grace)
         elif notice.kind not in _SILENT:  # our own clock tells the limit, and a server that stops is nobody's concern
             self._say(f"notice: {notice.message}")
