@@ -6,13 +6,18 @@ set -euo pipefail
 ensure_env() {
   local kind=$1 python
   VENV="${GPUSCHED_VENV:-.venv}"
-  python=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3 || true)
-  [ -n "$python" ] || { echo "gpusched needs Python 3.11 or newer; no python3 was found" >&2; exit 1; }
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "gpusched needs Python 3.11 or newer; $python is $("$python" -V 2>&1)" >&2; exit 1; }
+  # A name that is there may be a version manager's stub that runs nothing, so each is tried.
+  for python in python3 python3.13 python3.12 python3.11 ""; do
+    [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break
+  done
+  [ -n "$python" ] || {
+    echo "gpusched needs Python 3.11 or newer; python3 here is: $(python3 -V 2>&1 || echo missing)" >&2; exit 1; }
   local stamp
   stamp="$kind $(cksum <pyproject.toml) $(pwd)"
-  if [ "$(cat "$VENV/.gpusched-$kind" 2>/dev/null || true)" = "$stamp" ]; then return; fi
+  # What the tests need includes all that a run needs.
+  for made in "$kind" dev; do
+    if [ "$(cat "$VENV/.gpusched-$made" 2>/dev/null || true)" = "${stamp/#$kind/$made}" ]; then return; fi
+  done
   echo "setting up $VENV (first time, or pyproject.toml has changed) ..." >&2
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || {
     echo "making a virtual environment failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

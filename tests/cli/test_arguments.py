@@ -34,7 +34,7 @@ from support.server import clean_environment, free_port
         (["priority", "7", "1.5"], "argument N: '1.5' will not do: give a whole number from -100 to 100"),
         (["priority", "7", "101"], "'101' will not do"),
         (["priority", "7", "9" * 400], "will not do: give a whole number"),
-        (["cancel"], "required: ID"),
+        (["cancel"], "give ids, --all or --name"),
         (["cancel", "7", "--reason", "a\x1b[2Jb"], "argument --reason: 'a\\x1b[2Jb' will not do: give one line"),
         (["drain", "3", "--reason", "x" * 501], "at most 500 characters"),
         (["sim", "cpu", "3"], "invalid choice: 'cpu'"),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from copy import copy, deepcopy
 from typing import Any, TypeVar
 
 from gpusched.scheduler.core import effects as do
@@ -20,7 +18,7 @@ from gpusched.scheduler.core.explain import Reason, explain
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Owner, Request
 from gpusched.scheduler.core.settings import Settings
-from gpusched.scheduler.core.states import Finished, Outcome, Queued, Running, State
+from gpusched.scheduler.core.states import Finished, Outcome, State
 
 GIB = 2**30
 
@@ -52,7 +50,7 @@ def make_spec(gpus: int = 1, *, user: str = "alice", **more: Any) -> JobSpec:
 def snapshot(engine: Engine) -> dict[str, Any]:
     """All that an engine knows, as plain values; what must be equal if nothing has changed."""
     return {
-        "jobs": {job.id: {name: copy(getattr(job, name)) for name in Job.__slots__} for job in engine.jobs.values()},
+        "jobs": {job.id: [_plain(getattr(job, name)) for name in Job.__slots__] for job in engine.jobs.values()},
         "queue": [job.id for job in engine.queue],
         "classes": {
             request: (list(found.keys), found.verdict, found.blocked_by, found.unavailable_since)
@@ -74,10 +72,19 @@ def snapshot(engine: Engine) -> dict[str, Any]:
         "nodes": {name: (node.drained, list(node.available)) for name, node in engine.pool.nodes.items()},
         "rest": (engine.paused, engine.halted, engine.pass_wanted, engine._next_job, engine._next_epoch),
         "lists": (list(engine._impatient), set(engine.absent), engine.hold_until, engine._next_look),
-        "indexes": (dict(engine._tokens), dict(engine._requests), deepcopy(engine._followers)),
+        "indexes": (
+            dict(engine._tokens),
+            dict(engine._requests),
+            {job: list(jobs) for job, jobs in engine._followers.items()},
+        ),
         "deadlines": sorted((at, number, what.name, job, epoch) for at, number, what, job, epoch in _heap(engine)),
         "untold": list(engine._out),
     }
+
+
+def _plain(value: object) -> object:
+    """A value that does not change any more: lists and sets of values are copied."""
+    return tuple(value) if isinstance(value, list) else frozenset(value) if isinstance(value, set) else value
 
 
 def pending(engine: Engine) -> Counter[str]:
@@ -191,6 +198,13 @@ class Box:
         self.settle()
         return job
 
+    def flood(self, number: int, **more: Any) -> None:
+        """Very many jobs come and go; without a look at each step."""
+        for _ in range(number):
+            self.engine.handle(ev.Submit(make_spec(**more)), self.now)
+            self.engine.handle(ev.Cancel(JobId(self.engine._next_job - 1), "x"), self.now)
+        self.settle()
+
     def leave(self, job: JobId, attachment: int = 1) -> None:
         self.happen(ev.Leave(job, attachment))
 
@@ -277,12 +291,3 @@ class Box:
         """Fail for notices and withdrawals that no test line claimed."""
         left = [effect for effect in self._unclaimed if isinstance(effect, do.Notify | do.Withdrawn)]
         assert not left, f"unexpected: {left}"
-
-
-def held(engine: Engine, jobs: Iterable[Job]) -> set[str]:
-    """All devices under leases of these jobs."""
-    return {uuid for job in jobs if isinstance(job.status, Running) for uuid in job.status.lease.devices}
-
-
-def is_waiting(job: Job) -> bool:
-    return isinstance(job.status, Queued)

@@ -91,6 +91,7 @@ class BatchMachine(EngineMachine):
         job = self.pick(number)
         if self.step(ev.Force(job, state, "moved by root")) is None:
             assert self.known.get(job) == ("queued" if state is State.QUEUED else None)
+            self.forced.add(job)
         self.follow()
 
     @rule(reason=st.sampled_from([None, None, "the disk is full"]))

@@ -83,7 +83,7 @@ def test_anything_else_is_no_verdict(fake: FakeScheduler, start: Start, tmp_path
     fake.grant()
     run.wait_for_out("up")
     fake.abort(code, "whatever")
-    run.wait_for_err("gsrun: the scheduler is away; your command goes on and keeps its GPUs\n")
+    run.wait_for_err("gsrun: the scheduler is away; holding your GPUs, the command goes on\n")
     go.touch()
     assert run.wait() == 4
     assert fake.releases[0].outcome.exit_status == 4, "it is there again, and hears how it ended"

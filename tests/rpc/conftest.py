@@ -1,4 +1,4 @@
-"""One real server for each module, and a look after each test that nothing was left behind."""
+"""Real servers, one for many tests, and a look after each test that nothing was left behind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rpc.servers import another_user, assert_idle, assert_quiet, running
 from support.server import Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def box() -> Iterator[Server]:
-    """A server with eight simulated GPUs, shared by a module."""
+    """A server with eight simulated GPUs; modules that want another one have a fixture of this name."""
     with running("8") as server:
         yield server
 

@@ -14,7 +14,7 @@ import pytest
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 from rpc import http2
 from rpc.calls import OPTIONS, PATIENCE, Client
-from rpc.servers import cpu_seconds, rss
+from rpc.servers import assert_quiet, cpu_seconds, rss
 from support.server import Server
 
 CROWD, CHANNELS = 3000, 20
@@ -165,6 +165,7 @@ def frugal() -> Iterator[Server]:
         server.start()
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         yield server
+        assert_quiet(server.log)
     finally:
         server.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -43,10 +43,10 @@ class Runner:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.process_runner = ProcessRunner(lambda *failure: self.failures.append(failure), self.log_path)
-        self._call(self.process_runner.start())
+        self.call(self.process_runner.start())
         self.agents = [self.agent]
 
-    def _call(self, coroutine: Any) -> None:
+    def call(self, coroutine: Any) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(QUICK)
 
     @property
@@ -61,7 +61,7 @@ class Runner:
     def close(self) -> None:
         """As the server does at its end."""
         if self._thread.is_alive():
-            self._call(self.process_runner.close())
+            self.call(self.process_runner.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -218,11 +218,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def kill(*pids: int) -> None:
+    """SIGKILL, for those that are there."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def assert_dead_within(job: Job, seconds: float) -> None:

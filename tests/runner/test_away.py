@@ -411,6 +411,27 @@ def test_killed_server_comes_back_with_its_state(
     assert runner.failures == []
 
 
+def test_agent_and_server_killed_one_after_the_other(
+    server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
+) -> None:
+    """A supervisor needs neither."""
+    server = server_factory("4")
+    job = lease(server)
+    end = tmp_path / "end"
+    run = job.run(tmp_path, ("sh", "-c", 'echo up; until [ -e "$0" ]; do sleep 0.02; done; exit 8', str(end)))
+    runner.launch(run)
+    wait_for_output(run, "up")
+    job.wait_until_attached()
+    supervisor = supervisor_of(run)
+    kill(runner.agents[0])
+    wait_until(lambda: not alive(runner.agents[0]), QUICK, "an end of the agent")
+    server.kill()
+    server.start()
+    wait_until(lambda: connections(supervisor, server), QUICK, "it is back")
+    end.touch()
+    assert job.wait().outcome.exit_status == 8
+
+
 def test_another_state_at_the_same_port_ends_nothing(
     server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
 ) -> None:

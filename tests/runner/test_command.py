@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -137,14 +138,20 @@ def test_own_session_group_and_umask(go: Go, shared_runner: Runner) -> None:
     assert parent != shared_runner.agent
 
 
-def test_limit_of_open_files_is_the_servers(go: Go) -> None:
+def test_limit_of_open_files_is_the_servers(shared_server: Server, lease: Callable[..., Job], tmp_path: Path) -> None:
     """The agent raises its own."""
-    run, _ = go("sh", "-c", "ulimit -Sn; ulimit -Hn")
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    names = [str(value) if value != resource.RLIM_INFINITY else "unlimited" for value in (soft, hard)]
-    assert output(run).split() == names
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+    try:
+        with Runner(tmp_path) as runner:
+            job = lease(shared_server)
+            run = job.run(tmp_path, ("sh", "-c", "ulimit -Sn"))
+            runner.launch(run)
+            job.wait()
+            assert resource.prlimit(runner.agent, resource.RLIMIT_NOFILE)[0] > 400
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert output(run) == "400\n"
 
 
 def test_a_gigabyte_without_a_newline_costs_no_memory(go: Go) -> None:

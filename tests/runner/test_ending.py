@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -117,7 +118,8 @@ def test_a_stopped_command_can_be_cancelled(begin: Begin) -> None:
     wait_for_output(run, "up")
     job.wait_until_attached()
     cancel(job)
-    assert job.wait().state == state("CANCELLED")
+    ended = job.wait()
+    assert (ended.state, ended.outcome.signal) == (state("CANCELLED"), signal.SIGTERM)
 
 
 # -- what is left ------------------------------------------------------------------------------------------

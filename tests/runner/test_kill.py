@@ -137,6 +137,29 @@ def test_many_supervisors_killed_at_once_and_others_left_alone(
     jobs[0].wait()
 
 
+def test_a_later_supervisor_keeps_no_earlier_lease(
+    shared_server: Server, shared_runner: Runner, lease: Lease, tmp_path: Path
+) -> None:
+    """What the agent has open must not live on in what it forks."""
+    earlier, later = lease(shared_server), lease(shared_server)
+    agent = psutil.Process(shared_runner.agent)
+    runs: list[Run] = []
+    for job in (earlier, later):
+        runs.append(job.run(tmp_path, ("sh", "-c", "echo up; exec sleep 1000")))
+        shared_runner.launch(runs[-1])
+        wait_for_output(runs[-1], "up")
+        # The agent has its share in the connection.
+        wait_until(lambda: len(agent.net_connections("tcp")) == len(runs), QUICK, "a share")
+    supervisor = supervisor_of(runs[1])
+    sockets = [c for c in psutil.Process(supervisor).net_connections("tcp") if c.raddr]
+    assert len(sockets) == 1
+    kill(supervisor_of(runs[0]))
+    assert earlier.wait().state == state("LOST")
+    assert later.state == "RUNNING"
+    kill(supervisor)
+    later.wait()
+
+
 def test_supervisor_told_to_end_ends_its_command_first(
     forest: Callable[..., tuple[Job, Run]], shared_runner: Runner
 ) -> None:

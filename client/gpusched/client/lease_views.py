@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class ReasonCode(StrEnum):
-    """Why a job waits, for programs."""
+    """Why a job waits, for programs. `AWAY` comes from the client itself: the scheduler does not answer."""
 
     UNKNOWN = "unknown"
     RESOURCES = "resources"
@@ -19,6 +19,14 @@ class ReasonCode(StrEnum):
     UNCONFIRMED = "unconfirmed"
     STARTING = "starting"
     READY = "ready"
+    HELD = "held"
+    DEPENDENCY = "dependency"
+    BEGIN_TIME = "begin_time"
+    BACKOFF = "backoff"
+    REATTACH = "reattach"
+    LIMIT = "limit"
+    STORE = "store"
+    AWAY = "away"
 
 
 class GpuState(StrEnum):
@@ -35,7 +43,10 @@ class GpuState(StrEnum):
 
 
 class NoticeKind(StrEnum):
-    """What a notice to a holder is about. `AWAY` comes from the client itself: the scheduler does not answer."""
+    """What a notice to a holder is about.
+
+    `AWAY` and `BACK` come from the client itself: the scheduler does not answer, and does again.
+    """
 
     UNKNOWN = "unknown"
     TIME_LIMIT = "time_limit"
@@ -46,6 +57,7 @@ class NoticeKind(StrEnum):
     SERVER_STOPPING = "server_stopping"
     CANCEL = "cancel"
     AWAY = "away"
+    BACK = "back"
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,17 +85,19 @@ class Submission:
 
         if isinstance(self.command, str) or not self.command:
             raise UsageError("command", self.command, "give the program and its arguments as a list of words")
-        resources = resources_pb.ResourceRequest(gpus=_int32("gpus", self.gpus), gpu_model=self.gpu_model or "")
+        resources = resources_pb.ResourceRequest(
+            gpus=_int32("gpus", self.gpus), gpu_model=_text("gpu_model", self.gpu_model or "")
+        )
         if self.gpu_memory is not None:
             resources.gpu_memory_bytes = parse_size(self.gpu_memory, "gpu_memory")
         message = pb.SubmitRequest(
             resources=resources,
-            command=[os.fspath(word) for word in self.command],
-            name=self.name or "",
+            command=[_text("command", os.fspath(word)) for word in self.command],
+            name=_text("name", self.name or ""),
             priority=_int32("priority", self.priority),
-            environment=environment_of(self.environment),
-            working_directory=str(Path(self.workdir or ".").absolute()),
-            output_path=str(Path(self.output).absolute()) if self.output else "",
+            environment=_checked_environment(environment_of(self.environment)),
+            working_directory=_text("workdir", str(Path(self.workdir or ".").absolute())),
+            output_path=_text("output", str(Path(self.output).absolute())) if self.output else "",
             retry=job_pb.RetryPolicy(
                 max_retries=_int32("retries", self.retries),
                 exit_statuses=[_int32("retry_on", status) for status in self.retry_on],
@@ -169,6 +171,21 @@ def _dependency(value: str | int) -> Any:
 def _int32(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
         raise UsageError(name, value, "give a whole number")
+    return value
+
+
+def _checked_environment(given: Mapping[str, str]) -> dict[str, str]:
+    for name, value in given.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError("environment", f"{name}={value}", "give names and values as text")
+        _text("environment", f"{name}={value}")
+    return dict(given)
+
+
+def _text(name: str, value: str) -> str:
+    """The same; bytes that are no text have no place in the contract, and must not become others behind one's back."""
+    if not isinstance(value, str) or not _is_text(value):
+        raise UsageError(name, value, "give text in UTF-8")
     return value
 
 

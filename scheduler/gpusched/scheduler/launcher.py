@@ -62,7 +62,7 @@ class Launcher:
                 state_id=self._state_id,
                 command=job.spec.command,
                 environment=environment,
-                working_directory=batch.working_directory or pwd.getpwuid(os.getuid()).pw_dir,
+                working_directory=batch.working_directory or _home(),
                 output_path=str(self.output_path(job, effect.attempt)),
                 time_limit=job.time_limit,
                 grace=batch.grace,
@@ -79,3 +79,10 @@ class Launcher:
         if asked:
             return Path(asked.replace("%j", str(job.id)).replace("%a", str(attempt)))
         return self.logs / f"{job.id}.{attempt}.log"
+
+
+def _home() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a user that is a mere number, as in a container
+        return "/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ EVERY = 3600.0
 STEP = 0.05
 #: Jobs forgotten in one step.
 CHUNK = 200
+
+_LOG_NAME = re.compile(r"([0-9]{1,18})\.[0-9]+\.log")
 
 
 async def prune_for_ever(store: Store, launcher: Launcher, now: Callable[[], float], keep: float) -> None:
@@ -53,6 +56,6 @@ async def _prune(store: Store, before: float) -> None:
 def _prune_logs(directory: Path, store: Store, before: float) -> None:
     """Remove old logs of jobs that are forgotten. One of a silent job may be older than its job's end."""
     for path in directory.glob("*.log"):
-        job = path.name.partition(".")[0]
-        if path.stat().st_mtime < before and job.isascii() and job.isdigit() and store.job(int(job)) is None:
+        ours = _LOG_NAME.fullmatch(path.name)
+        if ours and path.stat().st_mtime < before and store.job(int(ours[1])) is None:
             path.unlink(missing_ok=True)

@@ -29,6 +29,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     from gpusched.client.errors import GpuschedError, ServerUnavailable
 
     chosen = bool(args.ids) + args.all + (args.name is not None)
+    if args.name is not None and not args.name.strip():
+        args.fail("--name: is empty, and would be in every name; give a part of the name, or --all")
     if chosen != 1:
         args.fail("give ids, --all or --name" + (", one of them only" if chosen else ""))
     jobs: list[object] = []

@@ -96,14 +96,14 @@ def account(job: Any, output: Output) -> list[str]:
 
 def _batch(job: Any) -> list[tuple[str, Cell]]:
     """What a batch job has and no other."""
-    from gpusched.client.units import format_duration
     from gpusched.v1 import job_pb2
 
     facts = []
     if job.working_directory:
         facts.append(("Runs in", Cell(job.working_directory)))
-    if job.output_path:
-        facts.append(("Output", Cell(job.output_path)))
+    output_path = job.attempts[-1].output_path if job.attempts else job.output_path
+    if output_path:
+        facts.append(("Output", Cell(output_path)))
     if job.attempt > 1 or job.retry.max_retries:
         retries = f"{job.retry.max_retries} retries" if job.retry.max_retries != 1 else "1 retry"
         only = f" after exit {', '.join(map(str, job.retry.exit_statuses))}" if job.retry.exit_statuses else ""
@@ -117,24 +117,32 @@ def _batch(job: Any) -> list[tuple[str, Cell]]:
 
         facts.append(("Not before", Cell(show.clock(job.begin_at))))
     if job.retry.HasField("backoff"):
-        seconds = job.retry.backoff.seconds + job.retry.backoff.nanos / 1e9
-        facts.append(("Backoff", Cell(format_duration(seconds))))
+        from gpusched.client.cli import show
+
+        facts.append(("Backoff", Cell(_short(show.seconds(job.retry.backoff)))))
     return facts
 
 
 def _used(job: Any) -> list[tuple[str, Cell]]:
     from gpusched.client.cli import show
-    from gpusched.client.units import format_duration, format_size
+    from gpusched.client.units import format_size
 
     if not job.HasField("usage"):
         return []
     usage = job.usage
-    parts = [f"{format_duration(show.seconds(usage.wall))} long", f"{format_duration(show.seconds(usage.cpu))} of CPU"]
+    parts = [f"{_short(show.seconds(usage.wall))} long", f"{_short(show.seconds(usage.cpu))} of CPU"]
     if usage.peak_memory_bytes:
         parts.append(f"at most {format_size(usage.peak_memory_bytes)} of memory")
     if usage.gpu_seconds:
         parts.append(f"{usage.gpu_seconds:.1f} GPU-seconds")
     return [("Used", Cell(", ".join(parts)))]
+
+
+def _short(seconds: float) -> str:
+    """A duration of which tenths may matter."""
+    from gpusched.client.units import format_duration
+
+    return f"{seconds:.2g}s" if 0 < seconds < 10 else format_duration(seconds)
 
 
 def _attempts(attempts: Any, output: Output) -> list[str]:

@@ -40,6 +40,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
     sink = sys.stdout.buffer
     attempt, offset, away = args.attempt, -1, 0.0
     with Session(args, output) as session:
+        if args.follow:
+            # A scheduler that is there now may go and come back before the first word of output.
+            session.call(session.scheduler.GetJob, pb.GetJobRequest(job_id=args.id))
         while True:
             request = pb.StreamLogsRequest(job_id=args.id, attempt=attempt, follow=args.follow)
             if offset >= 0:
@@ -48,15 +51,17 @@ def run(args: argparse.Namespace, output: Output) -> int:
                 request.tail_lines = args.tail
             try:
                 for piece in session.scheduler.StreamLogs(request):
+                    if offset >= 0 and piece.attempt != attempt:
+                        output.note(f"job {args.id}, attempt {piece.attempt}:")
                     _copy(sink, piece)
                     attempt, offset, away = piece.attempt, piece.offset + len(piece.data), 0.0
                 return 0
             except grpc.RpcError as error:
                 failure = session.failure(error)
                 away = away or time.monotonic()
-                if not args.follow or offset < 0 or not isinstance(failure, ServerUnavailable):
-                    raise failure from None
-                if time.monotonic() - away > RETRY_FOR:
+                # A restart goes unnoticed, too, where nothing is followed but some of it was shown already.
+                patient = (args.follow or offset >= 0) and time.monotonic() - away <= RETRY_FOR
+                if not patient or not isinstance(failure, ServerUnavailable):
                     raise failure from None
                 time.sleep(RETRY_EVERY)
 

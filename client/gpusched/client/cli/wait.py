@@ -24,12 +24,17 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Wait for all; the status is the first one that is not 0, in the order given."""
+    import gpusched.v1.scheduler_pb2 as pb
     from gpusched.client.cli import show
 
     status = 0
     jobs = []
+    numbers = list(dict.fromkeys(args.ids))
     with Session(args, output) as session:
-        for number in dict.fromkeys(args.ids):
+        # A slip of the finger in the last id is to be told now, not when the first job has ended.
+        for number in numbers[1:]:
+            session.call(session.scheduler.GetJob, pb.GetJobRequest(job_id=number))
+        for number in numbers:
             job = _until_ended(session, number)
             jobs.append(document(job) if output.mode is Mode.JSON else None)
             state = show.job_state(job.state).lower().replace("_", " ")

@@ -50,8 +50,9 @@ def run(options: Options, address: str) -> NoReturn:
 
 def _submit(options: Options, address: str) -> str:
     request = _request(options)
-    from gpusched.client.autostart import ensure_server
+    from gpusched.client.autostart import AutostartFailed, ensure_server
     from gpusched.client.errors import GpuschedError
+    from gpusched.client.transport import addressed
 
     def say(text: str) -> None:
         if not options.quiet:
@@ -60,14 +61,10 @@ def _submit(options: Options, address: str) -> str:
     try:
         ensure_server(address, say)
         return _persist(address, request, say)
+    except AutostartFailed as error:
+        raise _Failed(str(error), exits.NO_SERVER) from None
     except GpuschedError as error:
-        text, code = asking.in_our_words(error), asking.exit_code(error)
-        if code == exits.NO_SERVER and not error.reason and address not in text:
-            text = (
-                f"no scheduler answers at {address} ({text}); start one with `gpusched serve`, or give another address "
-                "by --url or GPUSCHED_URL"
-            )
-        raise _Failed(text, code) from None
+        raise _Failed(asking.in_our_words(addressed(error, address)), asking.exit_code(error)) from None
 
 
 def _persist(address: str, request: scheduler_pb2.SubmitRequest, say: Callable[[str], None]) -> str:

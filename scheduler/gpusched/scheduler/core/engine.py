@@ -171,6 +171,7 @@ class Engine(Moves):
             self._tokens.pop(job.token_hash, None)
             job.token_hash = event.token_hash
             self._tokens[event.token_hash] = job.id
+        self._changes.jobs[job.id] = job
         if job.spec.batch is None:
             self._note(job, now, "re-attached")
         self._present(job, now)
@@ -232,7 +233,8 @@ class Engine(Moves):
             state, said = State.COMPLETED, "exit 0"
         else:
             state, said = State.COMPLETED, "released"
-        message = f"{said}: {outcome.message}" if outcome.message else said
+        # A holder that was asked to end may give the very words back.
+        message = f"{said}: {outcome.message}" if outcome.message not in ("", said) else said
         self._finish_run(job, now, state, Outcome(outcome.exit_status, outcome.signal, message), event.usage)
 
     def _on_not_started(self, event: ev.NotStarted, now: float) -> None:

@@ -108,52 +108,72 @@ class BatchService:
             raise Invalid("attempt, tail_lines and offset must not be negative", field="attempt")
         if request.tail_lines and request.offset:
             raise Invalid("offset: makes no sense together with tail_lines; give one of them", field="offset")
-        if request.attempt > max(job.attempt, 1):
-            raise NotFound(
-                f"attempt: job {job.id} has had {job.attempt} runs so far", reason="NO_SUCH_ATTEMPT", field="attempt"
-            )
-        if request.follow and not await self._until_started(job):
-            return
-        attempt = request.attempt or job.attempt
-        if attempt == 0:
-            raise NotFound(f"job {job.id} has not started yet, so it has no output; add follow to wait for it")
-        await self._stream(job, attempt, request, context)
+        first = attempt = request.attempt or max(job.attempt, 1)
+        offset, seen, before = request.offset, False, None
+        while await self._reached(job, attempt, wait=request.follow):
+            path = self._services.launcher.output_path(job, attempt)
+            if before not in (None, path):
+                offset = 0
+            elif before is None and request.tail_lines:
+                offset = await asyncio.get_running_loop().run_in_executor(None, tail_offset, path, request.tail_lines)
+            there, offset = await self._copy(job, attempt, offset, request.follow, context)
+            seen, before = seen or there, path
+            if not request.follow:
+                break
+            attempt += 1
+        if not seen:
+            raise self._no_output(job, first)
 
-    async def _stream(self, job: Job, attempt: int, request: scheduler_pb2.StreamLogsRequest, context: Context) -> None:
-        loop = asyncio.get_running_loop()
+    async def _reached(self, job: Job, attempt: int, *, wait: bool) -> bool:
+        """Whether a job has had its so-manieth run, or, if `wait`, will have had it before it ends."""
+        watch = self._services.watchers.watch_jobs(job.id)
+        try:
+            while job.attempt < attempt and wait and not isinstance(job.status, Finished):
+                await watch.wait()
+                watch.take_jobs()
+            return job.attempt >= attempt
+        finally:
+            self._services.watchers.forget(watch)
+
+    async def _copy(self, job: Job, attempt: int, offset: int, follow: bool, context: Context) -> tuple[bool, int]:
+        """Write what a run has put out from an offset on, to its end if `follow`.
+
+        Returns:
+            Whether there was such a file, or may yet be; and the offset of what would come next.
+        """
         path = self._services.launcher.output_path(job, attempt)
-        offset = request.offset
-        if request.tail_lines:
-            offset = await loop.run_in_executor(None, tail_offset, path, request.tail_lines)
+        loop = asyncio.get_running_loop()
         seen = False
         while True:
             # Ended before the read, so that what it wrote last is in it.
             over = not (isinstance(job.status, Running) and job.attempt == attempt)
             data = await loop.run_in_executor(None, read_log, path, offset)
-            if data is not None:
-                seen = True
+            seen = seen or data is not None
             if data:
                 await context.write(scheduler_pb2.StreamLogsResponse(data=data, offset=offset, attempt=attempt))
                 offset += len(data)
-                continue
-            if over or not request.follow:
-                if not seen and over:
-                    raise NotFound(f"the output of job {job.id}, attempt {attempt}, is not there (any more): {path}")
-                return
-            await asyncio.sleep(LOOK_EVERY)
+            elif over or not follow:
+                return seen or not over, offset
+            else:
+                await asyncio.sleep(LOOK_EVERY)
 
-    async def _until_started(self, job: Job) -> bool:
-        """Until a job has had a run. False if it ended without one."""
-        watch = self._services.watchers.watch_jobs(job.id)
-        try:
-            while job.attempt == 0:
-                if isinstance(job.status, Finished):
-                    raise NotFound(f"job {job.id} ended without having started: {job.status.outcome.message}")
-                await watch.wait()
-                watch.take_jobs()
-            return True
-        finally:
-            self._services.watchers.forget(watch)
+    def _no_output(self, job: Job, attempt: int) -> NotFound:
+        """Why there is nothing to read of a run."""
+        if attempt <= job.attempt:
+            text = f"the output of job {job.id}, attempt {attempt}, is not there (any more)"
+            path = self._services.launcher.output_path(job, attempt)
+            failed = [
+                each.outcome.message for each in job.attempts if each.number == attempt and each.outcome.exit_status
+            ]
+            return NotFound("; ".join([f"{text}: {path}", *(f"it ended with {said}" for said in failed)]))
+        if job.attempt:
+            text = f"attempt: job {job.id} has had {job.attempt} run{'s' if job.attempt > 1 else ''}"
+            return NotFound(text, reason="NO_SUCH_ATTEMPT", field="attempt")
+        if isinstance(job.status, Finished):
+            return NotFound(
+                f"job {job.id} ended without having started, so it has no output: {job.status.outcome.message}"
+            )
+        return NotFound(f"job {job.id} has not started yet, so it has no output; add follow to wait for it")
 
     # -- helpers -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 from typing import Any
 
 import grpc
@@ -72,6 +73,10 @@ class RpcServer:
         Raises:
             OSError: it is taken.
         """
+        # The library would print its own account of a port that is taken; this asks first, without taking it.
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
         try:
             bound = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:

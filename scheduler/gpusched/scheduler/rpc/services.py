@@ -60,7 +60,10 @@ class Services:
         """A job as a caller may see it; with what happened to it if `history`."""
         arguments = self.callers.sees_arguments(caller, job)
         lines = self.archive.history(job) if history else None
-        return convert.job(self.driver.engine, job, arguments=arguments, history=lines)
+        message = convert.job(self.driver.engine, job, arguments=arguments, history=lines)
+        for attempt in message.attempts:
+            attempt.output_path = str(self.launcher.output_path(job, attempt.number))
+        return message
 
     def device(self, text: str, field: str) -> Device:
         """A GPU by uuid, index on the scheduler's own node, or "node:index". Raises Invalid, NotFound."""

@@ -270,6 +270,9 @@ def _settle() -> None:
     """Be nobody's: whatever the server ignores, blocks or works in is not to reach a command."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
+    # As Python has them: whoever writes to one that is gone, or to a file too large, gets an error and lives.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o077)
     os.chdir("/")

@@ -82,12 +82,17 @@ class Link:
         self._backoff = FIRST_BACKOFF
         #: True while a stream lives that the right server state has accepted.
         self.attached = False
-        #: Set as soon as there is one. Where there is no stream yet, no stream is opened for it.
+        #: How the run ended, as soon as it has. Where there is no stream then, it is sent without opening one.
         self.report: Report | None = None
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
         threading.Thread(target=self._keep, name="link", daemon=True).start()
+
+    def release_at_once(self, report: Report) -> bool:
+        """End a lease that no stream was opened for, instead of `start`. Whether that is settled."""
+        self._open()
+        return self.release(report)
 
     def release(self, report: Report) -> bool:
         """End the lease. Whether that is settled; else it is to be tried again. Takes 10 s at most.
@@ -121,20 +126,25 @@ class Link:
     def _keep(self) -> None:
         """Hold the stream, and open it again whenever it is lost, for as long as it takes."""
         try:
+            self._open()
             while not self._attempt():
                 self._wait()
+                self._open()
         except Exception:
             # A bug. Without the stream the lease is lost, and no command may go on without one: the agent kills it.
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
 
-    def _attempt(self) -> bool:
-        """Once. Whether it is all over, because somebody who may say so has said so."""
+    def _open(self) -> None:
+        """A new channel: the old one may know a server that is gone."""
         if self._channel is not None:
             self._channel.close()
         self._channel = open_channel(self._run.address, _ONE_THREAD)
         self._stub = scheduler_pb2_grpc.SchedulerStub(self._channel)
+
+    def _attempt(self) -> bool:
+        """Once. Whether it is all over, because somebody who may say so has said so."""
         if self.report is not None and self.release(self.report):
             self._post(self._listener.on_reported)
             return True

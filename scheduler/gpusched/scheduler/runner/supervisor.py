@@ -29,6 +29,8 @@ COMMAND_UMASK = 0o022
 LIMIT_NOTICE_SECONDS = 300.0
 SLACK_SECONDS = 2.0
 """So long before a notice's deadline the work is killed, for the report to get through."""
+QUICK_SECONDS = 0.01
+"""A command that ends within this time is reported by a single call, without a stream for it."""
 FIRST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 2.0
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 1.0
 _LIVING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
@@ -66,8 +68,8 @@ class Supervisor:
         """Never returns; ends the process."""
         # Blocked since before the fork.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._loop.set_timer("link", QUICK_SECONDS, self._link.start)
         self._start()
-        self._link.start()
         self._loop.run()
         raise AssertionError("the loop returned")
 
@@ -88,7 +90,7 @@ class Supervisor:
             self._meter.started()
         except spawn.CannotRun as error:
             self._say(str(error))
-            self._link.report = Report(exit_status=error.code, message=str(error))
+            self._report(Report(exit_status=error.code, message=str(error)))
             return
         finally:
             os.umask(0o077)
@@ -125,7 +127,7 @@ class Supervisor:
             os._exit(self._exit_with)
         status = self._work.status
         wall = time.monotonic() - self._began
-        self._link.report = Report(
+        report = Report(
             exit_status=os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
             signal=os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0,
             timed_out=self._work.timed_out,
@@ -134,7 +136,7 @@ class Supervisor:
             peak_memory_bytes=self._meter.peak_memory_bytes(),
             gpu_seconds=wall * self._run.gpus,
         )
-        self._deliver()
+        self._report(report)
 
     def _say(self, text: str) -> None:
         if self._output is not None:
@@ -167,6 +169,14 @@ class Supervisor:
 
     def on_reported(self) -> None:
         os._exit(_CLEAN)
+
+    def _report(self, report: Report) -> None:
+        self._link.report = report
+        if not self._loop.has_timer("link"):
+            self._deliver()
+        elif self._link.release_at_once(report):
+            os._exit(_CLEAN)
+        # Else the link begins when it is due, and has the report to deliver.
 
     def _deliver(self) -> None:
         """Report, where there is something to report and somebody to hear it. The link does it where there is not."""
