@@ -4,6 +4,7 @@
 #   scripts/test.sh --fast     without the tests marked slow
 #   scripts/test.sh --setup    only make the environment
 #   scripts/test.sh [pytest arguments]
+# Tests mostly wait for processes, so several files run at a time: GPUSCHED_TEST_JOBS, 3 by default, 0 for one by one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
@@ -12,4 +13,4 @@ case "${1:-}" in
   --setup) exit 0 ;;
   --fast) shift; set -- -m "not slow" "$@" ;;
 esac
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n "${GPUSCHED_TEST_JOBS:-3}" --dist loadfile "$@"

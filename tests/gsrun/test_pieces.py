@@ -166,8 +166,12 @@ def test_descendants(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not listed:
         monkeypatch.setattr(tree, "children_of", tree.children_by_scan)
     try:
-        found = wait_until(lambda: (all_ := tree.descendants(shell.pid)) and len(all_) == 3 and all_)
-        assert sorted(process.name for process in found) == ["sh", "sleep", "sleep"]
+
+        def look() -> list[tree.Process] | None:
+            all_ = tree.descendants(shell.pid)
+            return all_ if sorted(process.name for process in all_) == ["sh", "sleep", "sleep"] else None
+
+        found = wait_until(look, what="a shell and two sleeps")
         spared = tree.descendants(shell.pid, excluded={found[0].identity})
         assert spared == []
         assert tree.is_ancestor(shell.pid, tree.look_up(shell.pid).start_ticks, found[-1].pid)  # type: ignore[union-attr]

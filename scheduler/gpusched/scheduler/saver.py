@@ -65,7 +65,7 @@ class Saver:
         if not batch.sync:
             try:
                 store.commit(batch)
-            except StoreError as error:
+            except Exception as error:  # a bug must not leave everybody waiting for ever, either
                 self._failed(changes, error)
                 done(False)
             else:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpusched.client.gsrun import asking, exits
 from gpusched.client.gsrun.options import Options
-from gpusched.client.usage import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +18,6 @@ CALL_SECONDS = 10.0
 TRY_SECONDS = 3.0
 """For how long a scheduler that went away in the middle is asked again."""
 PAUSE_SECONDS = 0.1
-MAX_REQUEST_BYTES = 1 << 20
-_OF_GSRUN = ("GPUSCHED_HOLDER", "GPUSCHED_ATTEMPT")
 
 
 class _Failed(Exception):
@@ -33,7 +30,7 @@ def run(options: Options, address: str) -> NoReturn:
     """Submit the command line's command and end the process; the job's id goes to stdout.
 
     Raises:
-        UsageError: if there is something that cannot be handed on.
+        UsageError: if there is something in it that cannot be handed on.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -51,7 +48,7 @@ def run(options: Options, address: str) -> NoReturn:
 def _submit(options: Options, address: str) -> str:
     request = _request(options)
     from gpusched.client.autostart import AutostartFailed, ensure_server
-    from gpusched.client.errors import GpuschedError
+    from gpusched.client.errors import GpuschedError, LimitReached
     from gpusched.client.transport import addressed
 
     def say(text: str) -> None:
@@ -64,6 +61,9 @@ def _submit(options: Options, address: str) -> str:
     except AutostartFailed as error:
         raise _Failed(str(error), exits.NO_SERVER) from None
     except GpuschedError as error:
+        if isinstance(error, LimitReached) and not error.reason:  # gRPC's own word, on the size of the message
+            text = f"the command and its environment are too much for one request ({error}); `env -i` makes it smaller"
+            raise _Failed(text, exits.USAGE) from None
         raise _Failed(asking.in_our_words(addressed(error, address)), asking.exit_code(error)) from None
 
 
@@ -104,48 +104,22 @@ def _call(address: str, request: scheduler_pb2.SubmitRequest) -> str:
 
 
 def _request(options: Options) -> scheduler_pb2.SubmitRequest:
-    """Raises UsageError if something of it is no text, or it is too much."""
-    from gpusched.v1 import scheduler_pb2
+    """What this command line submits; in the present environment and directory. Raises UsageError."""
+    from gpusched.client.submission import Submission
+    from gpusched.client.units import parse_duration
 
-    words = [_text("the command", word) for word in options.command]
-    request = scheduler_pb2.SubmitRequest(
-        resources=asking.resources(options, ""),
-        command=words,
-        name=options.name,
+    grace = os.environ.get("GPUSCHED_KILL_AFTER")
+    request: scheduler_pb2.SubmitRequest = Submission(
+        command=options.command,
+        gpus=options.gpus,
+        gpu_memory=options.gpu_memory_bytes or None,
+        gpu_model=options.gpu_model,
         priority=options.priority,
-        environment=_environment(),
-        working_directory=_text("the working directory", os.getcwd()),  # noqa: PTH109
-        request_id=os.urandom(16).hex(),
-    )
-    if options.time_limit:
-        request.time_limit.FromMilliseconds(round(options.time_limit * 1000))
-    if grace := os.environ.get("GPUSCHED_KILL_AFTER"):
-        from gpusched.client.units import parse_duration
-
-        request.grace.FromMilliseconds(round(parse_duration(grace, "GPUSCHED_KILL_AFTER") * 1000))
-    if (size := request.ByteSize()) > MAX_REQUEST_BYTES:
-        allowed = f"command and environment together may be {MAX_REQUEST_BYTES} bytes; `env -i` makes a smaller one"
-        raise UsageError("--detach", f"{size} bytes", allowed)
+        name=options.name,
+        time_limit=options.time_limit or None,
+        grace=parse_duration(grace, "GPUSCHED_KILL_AFTER") if grace else None,
+    ).request()
     return request
-
-
-def _environment() -> dict[str, str]:
-    """Ours, less what belongs to a lease that we may run under; the scheduler sets that anew."""
-    from gpusched.client.environment import OF_A_LEASE
-
-    kept = {name: value for name, value in os.environ.items() if name not in OF_A_LEASE and name not in _OF_GSRUN}
-    return {_text("a variable's name", name): _text(f"the variable {name}", value) for name, value in kept.items()}
-
-
-def _text(what: str, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        shown = value.encode("utf-8", "replace").decode()[:80]
-        raise UsageError(
-            "--detach", shown, f"{what} must be UTF-8 text to be handed on; run it without --detach"
-        ) from None
-    return value
 
 
 def _say(text: str) -> None:
