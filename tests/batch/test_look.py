@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,14 @@ def test_much_without_a_newline_costs_the_server_no_memory(shared: Box) -> None:
 
 def test_follow_over_retries_and_from_before_the_start(shared: Box) -> None:
     job_id = shared.submit("echo run $GPUSCHED_ATTEMPT; test $GPUSCHED_ATTEMPT = 3", held=True, retry=retry(5, 0.3))
-    with shared.begin("logs", "-f", job_id) as following:
-        with shared.begin("logs", "-f", "--attempt", "2", job_id) as second:
-            wait_until(lambda: _calls_to(shared, following.pid) and _calls_to(shared, second.pid), SOON)
-            shared.update(job_id, held=False)
-            out, err = following.communicate(timeout=SOON)
-            assert (following.returncode, out) == (0, b"run 1\nrun 2\nrun 3\n")
-            assert err.decode() == f"job {job_id}, attempt 2:\njob {job_id}, attempt 3:\n"
-            assert second.communicate(timeout=SOON)[0] == b"run 2\nrun 3\n"
+    second = shared.begin("logs", "-f", "--attempt", "2", job_id)
+    with shared.begin("logs", "-f", job_id) as following, second:
+        wait_until(lambda: _waits(shared, following.pid) and _waits(shared, second.pid), SOON)
+        shared.update(job_id, held=False)
+        out, err = following.communicate(timeout=SOON)
+        assert (following.returncode, out) == (0, b"run 1\nrun 2\nrun 3\n")
+        assert err.decode() == f"job {job_id}, attempt 2:\njob {job_id}, attempt 3:\n"
+        assert second.communicate(timeout=SOON)[0] == b"run 2\nrun 3\n"
 
 
 def test_follow_where_attempts_share_a_file(shared: Box, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_follow_where_attempts_share_a_file(shared: Box, tmp_path: Path) -> None
     path.write_text("before\n")
     job_id = shared.submit("echo run $GPUSCHED_ATTEMPT; exit 1", output_path=str(path), retry=retry(2), held=True)
     with shared.begin("logs", "-f", job_id) as following:
-        wait_until(lambda: _calls_to(shared, following.pid), SOON)
+        wait_until(lambda: _waits(shared, following.pid), SOON)
         shared.update(job_id, held=False)
         assert following.communicate(timeout=SOON)[0] == b"before\nrun 1\nrun 2\nrun 3\n" == path.read_bytes()
 
@@ -117,7 +118,7 @@ def test_follow_and_wait_across_restarts(new_box: NewBox, tmp_path: Path) -> Non
         early = stack.enter_context(box.begin("logs", "-f", held))
         waiting = [stack.enter_context(box.begin("wait", "--quiet", each)) for each in ends]
         wait_until(lambda: out.stat().st_size > 100, SOON)
-        wait_until(lambda: all(_calls_to(box, each.pid) for each in (early, *waiting)), SOON)
+        wait_until(lambda: all(_waits(box, each.pid) for each in (early, *waiting)), SOON)
         for gate, restart in zip(gates, (box.server.kill, box.server.stop), strict=True):
             before = out.stat().st_size
             restart()
@@ -306,9 +307,14 @@ def test_many_wait_for_one(shared: Box, gate: Gate) -> None:
     assert [state_of(job) for job in ends] == ["COMPLETED"] * 50
 
 
-def _calls_to(box: Box, pid: int) -> bool:
-    """Whether a process has a connection to the server on which it waits: all is sent, and it does nothing."""
-    port = box.server.port
+def _waits(box: Box, pid: int) -> bool:
+    """Whether a process has a connection to the server, and has done nothing for a while: it has called, and waits."""
     process = psutil.Process(pid)
-    connected = any(c.raddr and c.raddr.port == port and c.status == "ESTABLISHED" for c in process.net_connections())
-    return connected and process.status() == "sleeping"
+    connected = any(
+        each.raddr and each.raddr.port == box.server.port and each.status == "ESTABLISHED"
+        for each in process.net_connections()
+    )
+    before = process.cpu_times()
+    if connected:
+        time.sleep(0.3)
+    return connected and process.cpu_times() == before

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_failures_are_tried_again_with_growing_pauses(shared: Box, tmp_path: Pat
     ]
     assert [each.number for each in job.attempts] == [1, 2, 3, 4]
     times = [float(line) for line in (tmp_path / "times").read_text().split()]
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     assert all(pause >= wanted for pause, wanted in zip(pauses, (0.2, 0.4, 0.8), strict=True)), pauses
     assert "exit 3; tried again in 0.2 s" in shared.history(tried)
     assert [each.outcome.exit_status for each in shared.ended(kept).attempts] == [5], "not one of the statuses"

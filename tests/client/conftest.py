@@ -1,14 +1,73 @@
+"""Two servers that all tests here share, and which each test finds as if they were new; but for their job numbers.
+
+A test that kills, stops or configures its server asks for one of its own: `own`, or `server_factory`.
+"""
+
 import logging
+import time
 
 import pytest
 
-from gpusched.client import Client
+from gpusched.client import Client, GpuState
 from gpusched.client.session import live_sessions
+from support.server import Server
+from support.simulation import set_gpu
+from support.waiting import wait_until
+
+BY_THEMSELVES_SECONDS = 5.0
+"""How long the jobs of a test may take to end after it, before they are cancelled."""
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Gives the started server for a number of simulated GPUs."""
+    servers = {}
+
+    def get(simulate, *args):
+        if simulate not in servers:
+            servers[simulate] = Server(simulate, args=args).start()
+        return servers[simulate]
+
+    get.servers = servers
+    yield get
+    for server in servers.values():
+        server.close()
+
+
+@pytest.fixture
+def server(shared):
+    """Eight simulated GPUs."""
+    server = shared("8")
+    yield server
+    clean_up(server, shared.servers)
+
+
+@pytest.fixture
+def server_of_one(shared):
+    """One simulated GPU, and little patience."""
+    server = shared("1", "--grace", "1s", "--confirm-within", "1s")
+    yield server
+    clean_up(server, shared.servers)
 
 
 @pytest.fixture
 def here(server, monkeypatch):
-    """This very process is a user of the test server."""
+    """This very process is a user of the shared server of eight GPUs."""
+    use(server, monkeypatch)
+    return server
+
+
+@pytest.fixture
+def here_with_one(server_of_one, monkeypatch):
+    """This very process is a user of the shared server of one GPU."""
+    use(server_of_one, monkeypatch)
+    return server_of_one
+
+
+@pytest.fixture
+def own(server_factory, monkeypatch):
+    """This very process is a user of a server of eight GPUs that is this test's alone."""
+    server = server_factory("8")
     use(server, monkeypatch)
     return server
 
@@ -32,11 +91,46 @@ def client(here):
 
 
 @pytest.fixture(autouse=True)
-def no_lease_left_behind():
-    """A test that forgets a lease would spoil the next one."""
+def no_lease_left_behind(request):
+    """A test that forgets a lease would spoil the next one. Looked at before the servers are cleaned up."""
+    for name in ("server", "server_of_one"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
     logging.getLogger("gpusched.client").setLevel(logging.WARNING)
     yield
     left = live_sessions()
     for session in left:
         session.abandon()
     assert not left, "the test left a lease behind"
+
+
+def clean_up(server, servers):
+    """Make the server as good as new, or forget it if that fails."""
+    try:
+        with Client(server.address) as client:
+            _clean_up(client)
+    except Exception:
+        servers.pop(next(key for key, value in servers.items() if value is server))
+        server.close()
+        raise
+
+
+def _clean_up(client):
+    deadline = time.monotonic() + BY_THEMSELVES_SECONDS
+    while left := client.jobs():
+        if time.monotonic() > deadline:
+            for job in left:
+                client.cancel(job.id, "left behind by a test")
+            wait_until(lambda: not client.jobs(), what="the end of cancelled jobs")
+        time.sleep(0.01)
+    if client.status().paused:
+        client.resume()
+    for gpu in client.gpus():
+        if gpu.drained:
+            client.undrain(gpu.uuid)
+        if gpu.state is not GpuState.FREE:
+            set_gpu(client.address, gpu.uuid, processes=[], fault="", linger=0)
+    if any(node.drained for node in client.nodes()):
+        for node in client.nodes():
+            client.undrain(node=node.name)
+    wait_until(lambda: all(gpu.state is GpuState.FREE for gpu in client.gpus()), what="free GPUs")

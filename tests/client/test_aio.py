@@ -26,9 +26,7 @@ from support.waiting import wait_until
 
 
 @pytest.fixture
-async def one_gpu(server_factory, use_server):
-    server = server_factory("1", args=("--grace", "1s", "--confirm-within", "1s"))
-    use_server(server)
+async def one_gpu(here_with_one):
     async with aio.Client() as client:
         yield client
 

@@ -45,7 +45,7 @@ def test_cancel_and_timeout(here):
         assert "enough" in ended.outcome.message
 
 
-def test_following_and_waiting_outlast_a_restart(here, tmp_path):
+def test_following_and_waiting_outlast_a_restart(own, tmp_path):
     gate = tmp_path / "gate"
     loop = f"echo before; while [ ! -e {gate} ]; do sleep 0.05; done; echo after; exit 4"
     with submit(["sh", "-c", loop]) as job, SubmittedJob(type(job._client)(), job.id) as other:
@@ -60,8 +60,7 @@ def test_following_and_waiting_outlast_a_restart(here, tmp_path):
         reader = threading.Thread(target=follow)
         reader.start()
         assert first.wait(20)
-        here.kill()
-        here.start()
+        own.restart()
         gate.touch()
         assert job.wait(timeout=60).outcome.exit_status == 4
         reader.join(60)

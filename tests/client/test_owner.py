@@ -15,10 +15,8 @@ FREED_SECONDS = 4.0
 
 
 @pytest.fixture
-def one_gpu(server_factory, use_server):
-    server = server_factory("1", args=("--confirm-within", "1s"))
-    use_server(server)
-    return server
+def one_gpu(here_with_one):
+    return here_with_one
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def test_kill_9_with_forked_children_frees_at_once(one_gpu, client):
         os.killpg(script.pid, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV])
 def test_other_deaths(one_gpu, number):
     with Script(HOLD_WITH_FORKED_CHILDREN, one_gpu.env) as script:
         script.line()
@@ -99,7 +97,7 @@ def test_ctrl_c_while_waiting_and_in_the_block(one_gpu, client):
         os.killpg(script.pid, signal.SIGINT)
         assert script.line() == "interrupted"
         assert script.wait() == 0
-    job = client.jobs(include_ended=True)[0]
+    job = client.jobs(include_ended=True)[0]  # the newest
     assert (job.state, job.outcome.message.endswith("KeyboardInterrupt")) == (JobState.FAILED, True)
 
 

@@ -1,9 +1,10 @@
 """Promises 6 and 7 from Python: the scheduler goes and comes back, or another answers, under leases and waits."""
 
+import asyncio
 import os
 import signal
+import threading
 import time
-import warnings
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_a_restart_takes_nothing_from_the_holder_nor_its_place_from_the_waiter(s
         started.start()
         back(lease)
         for each, place in zip(places, (1, 2), strict=True):
-            while (update := next(each)).reason.code in (ReasonCode.AWAY, ReasonCode.REATTACH):
+            while (update := next(each)).reason.code is ReasonCode.AWAY:
                 pass
             assert update.position == place
         after = job(lease.job_id)
@@ -119,29 +120,27 @@ def test_a_restart_takes_nothing_from_the_holder_nor_its_place_from_the_waiter(s
         lease.check()
     with second:
         pass
-    assert kinds(first.lease) == []
 
 
 def test_restart_after_restart(started):
     with acquire() as lease:
-        for times in (1, 2, 3):
+        for times in (1, 2):
             started.restart()
             wait_until(lambda: kinds(lease).count(NoticeKind.BACK) == times)  # noqa: B023
-    assert kinds(lease) == [NoticeKind.AWAY, NoticeKind.BACK] * 3
+    assert kinds(lease) == [NoticeKind.AWAY, NoticeKind.BACK] * 2
     assert ended(lease.job_id).state is JobState.COMPLETED
 
 
 async def test_the_async_twin(started):
-    import asyncio
-
     async with aio.acquire() as lease:
         waiter = aio.acquire(nested="new")
         places = aiter(waiter)
         assert (await anext(places)).position == 1
         await asyncio.to_thread(started.restart)
         await asyncio.to_thread(back, lease)
-        while (await anext(places)).reason.code is not ReasonCode.RESOURCES:
+        while (update := await anext(places)).reason.code is ReasonCode.AWAY:
             pass
+        assert update.position == 1
         lease.check()
     async with waiter as lease:
         pass
@@ -163,19 +162,17 @@ def test_a_grant_that_was_not_confirmed_is_taken_up_again(started):
     assert ended(lease.job_id).state is JobState.COMPLETED
 
 
-def test_a_block_that_ends_just_before_the_return_is_told(started):
-    """Its helper tries for a second."""
-    ends = []
-    with warnings.catch_warnings(), acquire() as lease:
-        warnings.simplefilter("error")
-        lease_session = lease._session
-        with frozen(lease):
-            started.kill()
-            outcome = {"exit_status": 0, "message": "", "timed_out": False}
-            ends.append(lease_session.finish(outcome, keep_if_busy=True))
-            started.start()
-    assert ends[0].result(10)["kind"] == "released"
-    assert ended(lease.job_id).state is JobState.COMPLETED
+def test_a_block_that_ends_before_its_helper_is_back(started):
+    ticket = acquire()
+    ticket.start()
+    with frozen(ticket):
+        started.kill()
+        closing = threading.Thread(target=ticket.close)
+        closing.start()
+        started.start()
+    closing.join(20)
+    done = ended(ticket.job_id)
+    assert (done.state, done.outcome.exit_status) == (JobState.COMPLETED, 0)
 
 
 # -- it comes back, and says that it is over ---------------------------------------------------------------

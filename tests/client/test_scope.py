@@ -108,9 +108,9 @@ def test_a_subprocess_shares(client):
             assert run_inside(2)[0].startswith("NotSatisfiable")
 
 
-def test_a_subprocess_shares_while_the_scheduler_is_away(here):
+def test_a_subprocess_shares_while_the_scheduler_is_away(own):
     with pytest.warns(GpuschedWarning, match="away"), acquire(2) as outer:
-        here.kill()
+        own.kill()
         assert run_inside()[0] == f"True {outer.job_id} 0 [-1]"
 
 

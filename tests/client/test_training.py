@@ -41,10 +41,8 @@ TRAINING = """
 
 
 @pytest.fixture
-def one_gpu(server_factory, use_server):
-    server = server_factory("1")
-    use_server(server)
-    return server
+def one_gpu(here_with_one):
+    return here_with_one
 
 
 def test_data_loader_workers(one_gpu):

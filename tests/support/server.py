@@ -139,9 +139,23 @@ class Server:
     def close(self) -> None:
         """Kill it if it still runs, show its log (pytest shows it with a failed test only), and clean up."""
         self.kill()
+        self._kill_what_it_left()
         print(f"--- log of the server at {self.address} ---\n{self.log}", file=sys.stderr)
         if self._own_directory:
             shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    def _kill_what_it_left(self) -> None:
+        """Agents, supervisors and jobs outlive a killed server, as they should; but not the test."""
+        marks = (f"GPUSCHED_STATE_DIR={self.state_dir}\0".encode(), f"GPUSCHED_URL={self.address}\0".encode())
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+                if any(mark in environment for mark in marks):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                pass
 
     def __enter__(self) -> Server:
         return self.start()

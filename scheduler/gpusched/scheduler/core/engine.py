@@ -239,7 +239,10 @@ class Engine(Moves):
 
     def _on_not_started(self, event: ev.NotStarted, now: float) -> None:
         job = self.jobs.get(event.job)
-        if job is not None and job.lease is not None and job.lease.epoch == event.epoch:
+        if job is None or not isinstance(job.status, Running) or job.status.lease.epoch != event.epoch:
+            return
+        # One that has confirmed did start, whatever became of who started it.
+        if not job.status.confirmed:
             self._finish_run(job, now, State.LOST, Outcome(message=event.message), reason="LEASE_REVOKED")
 
     def _on_cancel(self, event: ev.Cancel, now: float) -> None:

@@ -193,8 +193,9 @@ class LeaseService:
         job = self._job_of(request.resume_token)
         if job is None or job.id != number:
             state = {"state_id": self._services.state_id}
-            known = self._services.archive.job(number)
-            if known.state.final or self._services.tokens.parse(request.resume_token) is not None:
+            # A run's secret proves that this state once made the grant, even if the job is forgotten since.
+            ours = self._services.tokens.parse(request.resume_token) is not None
+            if ours or self._services.archive.job(number).state.final:
                 message = f"job {number} has ended, or no longer holds that lease"
                 raise Aborted(message, reason="JOB_ENDED", field="job_id", metadata=state)
             raise Denied(
