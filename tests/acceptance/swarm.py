@@ -1,8 +1,8 @@
 """Many clients in one process, each holding one GPU for a while and coming back when the server does.
 
-Run as a program: `python -m acceptance.swarm ADDRESS CLIENTS HOLD_SECONDS OUT.json FIRST`. Each client asks for
-one GPU, confirms, holds it, releases it, and writes down from its own side when it held what. A lost connection is taken for a
-server that is away: the client goes on holding, or waiting, and re-attaches with its token.
+Run as a program: `python -m acceptance.swarm ADDRESS CLIENTS HOLD_SECONDS OUT.json FIRST`. Each client asks for one
+GPU, confirms, holds it, releases it, and writes down from its own side when it held what. A lost connection is taken
+for a server that is away: the client goes on holding, or waiting, and re-attaches with its token.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from gpusched.client import JobFailed, JobState, NotSatisfiable, SubmittedJob, UsageError, aio, submit
+from gpusched.client import JobFailed, JobState, NotSatisfiable, ReasonCode, SubmittedJob, UsageError, aio, submit
 from gpusched.client.submission import begin_time
 
 
@@ -33,6 +33,22 @@ def test_environment_and_workdir(here, tmp_path, monkeypatch):
     with submit(["/bin/sh", "-c", "echo .$GREETING."], environment={}) as job:
         job.result(timeout=30)
         assert b"".join(job.logs()) == b"..\n"
+
+
+def test_its_view_has_what_was_asked_for(here, tmp_path):
+    with submit(["true"], hold=True) as first:
+        asked = {"workdir": tmp_path, "output": tmp_path / "out-%j", "after": [first.id]}
+        with submit(["sh", "-c", "echo out"], **asked) as second:
+            held, waiting = first.status(), second.status()
+            assert (held.held, held.attempt, held.reason.code) == (True, 0, ReasonCode.HELD)
+            assert (waiting.dependencies, waiting.reason.code) == ((first.id,), ReasonCode.DEPENDENCY)
+            assert waiting.working_directory == str(tmp_path)
+            second.cancel()
+        first.cancel()
+    with submit(["sh", "-c", "echo out"], output=tmp_path / "out-%j-%a") as job:
+        done = job.result(timeout=30)
+        assert (done.attempt, done.output_path) == (1, str(tmp_path / f"out-{job.id}-1"))
+        assert (tmp_path / f"out-{job.id}-1").read_text() == "out\n"
 
 
 def test_cancel_and_timeout(here):

@@ -197,7 +197,7 @@ def test_too_late_to_come_back(started):
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["told", "refused"])
 def test_moved_by_hand(started, restarted):
-    with pytest.raises(LeaseLost, match="moved by hand by .*: stuck"), acquire(on_lost=lambda error: None) as lease:
+    with pytest.raises(LeaseLost, match=r"moved by hand by .*: stuck"), acquire(on_lost=lambda error: None) as lease:
         with frozen(lease):
             if restarted:
                 started.restart()

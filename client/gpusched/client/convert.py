@@ -56,6 +56,11 @@ def job(message: job_pb2.Job) -> views.Job:
         history=tuple(views.JobEvent(when(e, "at"), job_state(e.state), e.message) for e in message.history),
         forecast=when(message, "forecast"),
         promise=when(message, "promise"),
+        attempt=message.attempt,
+        working_directory=message.working_directory,
+        output_path=message.output_path,
+        held=message.held,
+        dependencies=tuple(each.job_id for each in message.dependencies),
     )
 
 

@@ -102,6 +102,11 @@ class Job:
         gpus: what it has or had.
         holder_pid: the process that holds its lease, 0 if unknown.
         history: what happened to it, oldest first (from `job()` only).
+        attempt: runs of a batch job so far, the present one included; 0 before the first.
+        working_directory: where a batch job's command runs.
+        output_path: file that gets what it writes.
+        held: waits until it is released by hand.
+        dependencies: ids of the jobs that it waits for.
     """
 
     id: str
@@ -129,6 +134,11 @@ class Job:
     history: tuple[JobEvent, ...] = ()
     forecast: datetime | None = None
     promise: datetime | None = None
+    attempt: int = 0
+    working_directory: str = ""
+    output_path: str = ""
+    held: bool = False
+    dependencies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,256 @@
+"""What a submit acknowledged is kept, and jobs outlive their server: killed, stopped, with a full disk, or damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from batch.box import SOON, Box, Gate, after, refusal, request, state_of
+from gpusched.client.transport import open_channel
+from gpusched.v1 import scheduler_pb2_grpc
+from support.server import Server
+from support.waiting import wait_until
+
+NewBox = Callable[..., Box]
+CLIENTS = 8
+
+
+def test_no_acknowledged_submit_is_lost_when_the_server_is_killed(new_box: NewBox, tmp_path: Path) -> None:
+    """A burst from eight clients, `kill -9` in its middle: what was acknowledged is there, and runs once."""
+    box = new_box("8")
+    ran = tmp_path / "ran"
+    acknowledged: list[str] = []
+    stop = threading.Event()
+
+    def submit() -> None:
+        with open_channel(box.server.address) as channel:
+            stub = scheduler_pb2_grpc.SchedulerStub(channel)
+            while not stop.is_set():
+                try:
+                    job = stub.Submit(request(f"echo $GPUSCHED_JOB_ID >>{ran}"), timeout=SOON).job
+                except grpc.RpcError:
+                    return  # that one was not acknowledged
+                acknowledged.append(job.id)
+
+    clients = [threading.Thread(target=submit) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    wait_until(lambda: len(acknowledged) >= 100, SOON, every=0.001)
+    box.server.kill()
+    stop.set()
+    for client in clients:
+        client.join(SOON)
+    assert len(set(acknowledged)) == len(acknowledged)
+    box.server.start()
+    ends = {job_id: state_of(box.ended(job_id)) for job_id in acknowledged}
+    assert Counter(ends.values()) == {"COMPLETED": len(acknowledged)}, [
+        box.history(j) for j in ends if ends[j] == "LOST"
+    ]
+    times = Counter(ran.read_text().split())
+    assert set(acknowledged) <= set(times)
+    assert set(times.values()) == {1}, "no command runs twice"
+
+
+def test_a_run_that_was_granted_and_never_begun_is_queued_again(new_box: NewBox, tmp_path: Path) -> None:
+    """The server dies between the save of a grant and its word to the agent: nobody will ever come for that lease."""
+    box = new_box("1")
+    server = box.server.process
+    assert server is not None
+    (agent,) = [each for each in psutil.Process(server.pid).children() if each.name() == "gpusched-agent"]
+    agent.suspend()  # the word is on its way, and nobody hears it
+    job_id = box.submit("echo ran $GPUSCHED_ATTEMPT")
+    box.in_state(job_id, "RUNNING")
+    agent.kill()
+    box.server.kill()
+    box.server.start()
+    job = box.ended(job_id)
+    assert (state_of(job), box.log(job_id)) == ("COMPLETED", b"ran 2\n")
+    assert "was never begun" in box.history(job_id)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) -> None:
+    """Running ones go on and keep their GPUs, their ends are told later; waiting ones wait. An upgrade is the same."""
+    box = new_box("2")
+    gates = [Gate(tmp_path / f"gate{number}") for number in (0, 1)]
+    ends, goes_on = (
+        box.submit(f"echo pid $$; {gate.words}; echo bye; exit {5 + number}", request_id=f"request {number}")
+        for number, gate in enumerate(gates)
+    )
+    done = box.submit("true", gpus=2, request_id="request 2", priority=-1)
+    waits, follows = box.submit("true"), box.submit("true", dependencies=after(goes_on, "FAILED"))
+    held = box.submit("true", held=True)
+    begins = box.submit("true", priority=-2)
+    before = {job_id: box.said(job_id, "pid") and box.job(job_id) for job_id in (ends, goes_on)}
+    assert all(job.holder_pid for job in before.values())
+    waiting = (waits, done, begins)
+    assert [box.job(each).position for each in waiting] == [1, 4, 5]
+    getattr(box.server, how)()
+    gates[0].open()
+    pid = int(box_log(box, ends).split()[1])
+    wait_until(lambda: not psutil.pid_exists(pid), SOON, "the end of a command while the server is away")
+    assert psutil.pid_exists(int(box_log(box, goes_on).split()[1]))
+    box.server.start()
+    job = box.ended(ends)
+    assert (state_of(job), job.outcome.exit_status, job.attempt) == ("FAILED", 5, 1)
+    assert job.usage.gpu_seconds > 0, "measured, though nobody was there"
+    wait_until(lambda: box.job(goes_on).holder_pid == before[goes_on].holder_pid, SOON)
+    now = box.job(goes_on)
+    assert (state_of(now), now.lease_id, now.attempt) == ("RUNNING", before[goes_on].lease_id, 1)
+    assert list(now.gpus) == list(before[goes_on].gpus)
+    assert state_of(box.ended(waits)) == "COMPLETED", "on the other GPU"
+    assert box.state(done) == box.state(begins) == "QUEUED" and box.reason(follows) == "DEPENDENCY"
+    assert box.submit("true", request_id="request 1") == goes_on, "a retried call of before"
+    assert box.submit("true", request_id="request 0") == ends, "even of a job that has ended"
+    gates[1].open()
+    job = box.ended(goes_on)
+    assert (state_of(job), job.outcome.exit_status) == ("FAILED", 6)
+    assert box.log(goes_on).endswith(b"bye\n")
+    for each in (done, begins, follows):
+        assert state_of(box.ended(each)) == "COMPLETED"
+    assert (box.state(held), box.reason(held)) == ("QUEUED", "HELD")
+    history = box.history(goes_on).splitlines()
+    assert history[:2] == ["accepted", "granted 1 GPU"] and history[-1] == "exit 6"
+    for gate in gates:
+        gate.close()
+
+
+def box_log(box: Box, job_id: str) -> str:
+    """What a job has written, without asking the server."""
+    return (box.server.state_dir / "logs" / f"{job_id}.1.log").read_text()
+
+
+def test_a_supervisor_killed_while_the_server_is_away(new_box: NewBox, gate: Gate) -> None:
+    """Its command is dead; after the window its job is lost, or runs again if so wished."""
+    box = new_box("2", args=("--window", "1s"))
+    plain, again = (
+        box.submit(f"echo pid $$; test $GPUSCHED_ATTEMPT = 2 || {gate.words}", requeue=requeue)
+        for requeue in (False, True)
+    )
+    pids = [int(box.said(each, "pid").split()[1]) for each in (plain, again)]
+    holders = [wait_until(lambda each=each: box.job(each).holder_pid, SOON) for each in (plain, again)]
+    box.server.kill()
+    for holder in holders:
+        os.kill(holder, signal.SIGKILL)
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), SOON, "the agent cleans up with no server")
+    box.server.start()
+    assert state_of(box.ended(plain)) == "LOST"
+    assert "did not come back after the restart" in box.job(plain).outcome.message
+    job = box.ended(again)
+    assert (state_of(job), [state_of(each) for each in job.attempts]) == ("COMPLETED", ["LOST", "COMPLETED"])
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "gpusched-test", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Leave no room on a disk."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                file.write(b"x" * size)
+            except OSError:
+                size >>= 1
+    return filler
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
+    """Nothing is taken on and nothing started; what runs goes on; and all is well again when there is room."""
+    server = Server("2", state_dir=small_disk)
+    server.log_path = tmp_path / "log"
+    with server:
+        box = Box(server)
+        elsewhere = {"output_path": str(tmp_path / "%j"), "environment": {"PATH": "/usr/bin:/bin"}}
+        runs = box.submit(f"echo on; {gate.words}; exit 3", **elsewhere)
+        waits = box.submit("true", gpus=2, **elsewhere)
+        box.said(runs, "on")
+        wait_until(lambda: box.job(runs).holder_pid, SOON)
+        filler = fill(small_disk)
+        refusals: list[Any] = []
+
+        def submit() -> None:
+            # There is a GPU for it. Its size is to need a new page, for there may be half of one left.
+            try:
+                environment = {"PATH": "/usr/bin:/bin", "SIZE": "x" * 20_000}
+                box.submit(f"touch {tmp_path}/ran", **elsewhere | {"environment": environment, "request_id": "same"})
+            except grpc.RpcError as error:
+                refusals.append(refusal(error))
+
+        for _ in range(3):
+            submit()
+        full = "no space left on its disk; make room, and it goes on by itself"
+        assert len(refusals) == 3
+        for code, reason, _, text in refusals:
+            assert (code, reason) == ("UNAVAILABLE", "STORE") and full in text
+        done = box.cli("submit", "--output", str(tmp_path / "x"), "--", "true")
+        assert (done.returncode, done.stdout) == (69, "") and full in done.stderr
+        assert box.reason(waits) == "STORE"
+        assert "nothing is started while state cannot be saved" in box.good("explain", waits)
+        doctor = box.cli("doctor")
+        assert doctor.returncode == 1 and "WRONG  store" in doctor.stdout and full in doctor.stdout
+        assert box.state(runs) == "RUNNING"
+        gate.open()
+        wait_until(lambda: not psutil.pid_exists(box.job(runs).holder_pid) or box.state(runs) != "RUNNING", SOON)
+        assert box.state(waits) == "QUEUED", "nothing is started"
+        filler.unlink()
+        job = box.ended(runs)
+        assert (state_of(job), job.outcome.exit_status) == ("FAILED", 3), "kept, and told when there was room"
+        assert state_of(box.ended(waits)) == "COMPLETED"
+        assert not (tmp_path / "ran").exists(), "what was refused does not run"
+        submit()
+        assert len(refusals) == 3
+        wait_until((tmp_path / "ran").exists, SOON, "the same call is taken on now")
+        assert box.cli("doctor").returncode == 0
+        assert "state can be saved again" in server.log
+        box.close()
+
+
+def start_fails(box: Box) -> str:
+    """What a start that is refused says."""
+    with pytest.raises(RuntimeError) as caught:
+        box.server.start()
+    text = str(caught.value)
+    assert "(status 1)" in text and "Traceback" not in text
+    return text.splitlines()[-1]
+
+
+def test_a_damaged_state_is_not_started_on(new_box: NewBox) -> None:
+    box = new_box("1")
+    held = box.submit("true", held=True)
+    box.server.stop()
+    path = box.server.state_dir / "state.db"
+    whole = path.read_bytes()
+    path.write_bytes(b"nonsense" * 1000)
+    assert "is not a database, or its beginning is damaged; stop the server and put the file back" in start_fails(box)
+    path.write_bytes(b"")
+    assert "is empty: put it back from a backup, or move it away to begin anew" in start_fails(box)
+    path.write_bytes(whole)
+    box.server.start()
+    assert box.state(held) == "QUEUED"
