@@ -65,6 +65,12 @@ class Box:
         *_, last = self.stub.WaitJob(call, timeout=SOON, wait_for_ready=True)
         return self.job(last.job.id)
 
+    def attached(self, job_id: str) -> Any:
+        """The job, if its supervisor has come for the lease."""
+        job = self.job(job_id)
+        lines = [line.message for line in job.history]
+        return job if job.holder_pid and "confirmed" in lines else None
+
     def in_state(self, job_id: str, state: str) -> Any:
         """The job, once it is in a state."""
         wait_until(lambda: self.state(job_id) == state, SOON, f"job {job_id} {state}, it is {self.state(job_id)}")
@@ -122,7 +128,7 @@ class Box:
         """The command without a process of its own: for many of them in a row."""
         out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = run([*argv, "--url", self.server.address])
+            status = run(["--url", self.server.address, *argv])
         written = [stream.buffer.getvalue() for stream in (out, err)]  # type: ignore[attr-defined]
         return subprocess.CompletedProcess(argv, status, *written)
 

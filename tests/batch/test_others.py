@@ -22,7 +22,7 @@ def as_other(shared: Box) -> AsOther:
         pytest.skip("needs root, to become another user")
 
     def call(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", RUN_AS_OTHER, *argv]
+        command = [sys.executable, "-c", f"import gpusched.client.submission\n{RUN_AS_OTHER}", *argv]
         environment = other_environment(shared.server)
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, cwd="/", check=False
@@ -32,9 +32,8 @@ def as_other(shared: Box) -> AsOther:
 
 
 def test_another_user(shared: Box, as_other: AsOther, gate: Gate) -> None:
-    secret = shared.submit(
-        f"echo secret words; {gate.words}", name="mine", environment={"KEY": "secret", "PATH": "/bin"}
-    )
+    environment = {"KEY": "secret", "PATH": "/bin"}
+    secret = shared.submit(f"echo secret words; {gate.words}", name="mine", environment=environment)
     shared.said(secret, "secret")
     done = as_other("submit", "--", "true")
     user = shared.job(secret).user

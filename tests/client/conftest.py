@@ -107,8 +107,10 @@ def no_lease_left_behind(request):
 def clean_up(server, servers):
     """Make the server as good as new, or forget it if that fails."""
     try:
-        with Client(server.address) as client:
-            _clean_up(client)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.delenv("GPUSCHED_SERVER_USER", raising=False)
+            with Client(server.address) as client:
+                _clean_up(client)
     except Exception:
         servers.pop(next(key for key, value in servers.items() if value is server))
         server.close()

@@ -47,7 +47,7 @@ def test_its_view_has_what_was_asked_for(here, tmp_path):
         first.cancel()
     with submit(["sh", "-c", "echo out"], output=tmp_path / "out-%j-%a") as job:
         done = job.result(timeout=30)
-        assert (done.attempt, done.output_path) == (1, str(tmp_path / f"out-{job.id}-1"))
+        assert (done.attempt, done.output_path) == (1, str(tmp_path / "out-%j-%a"))
         assert (tmp_path / f"out-{job.id}-1").read_text() == "out\n"
 
 

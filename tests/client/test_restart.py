@@ -16,7 +16,6 @@ from gpusched.client import (
     LeaseLost,
     NoticeKind,
     ReasonCode,
-    WaitTimeout,
     acquire,
     aio,
     procs,
@@ -81,7 +80,7 @@ class frozen:  # noqa: N801
 # -- it comes back -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gracefully", [False, True], ids=["kill", "stop"])
+@pytest.mark.parametrize("gracefully", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kill", "stop"])
 def test_a_restart_takes_nothing_from_the_holder_nor_its_place_from_the_waiter(started, gracefully):
     seen = []
     with acquire(name="holder") as lease:
@@ -122,6 +121,7 @@ def test_a_restart_takes_nothing_from_the_holder_nor_its_place_from_the_waiter(s
         pass
 
 
+@pytest.mark.slow
 def test_restart_after_restart(started):
     with acquire() as lease:
         for times in (1, 2):
@@ -195,12 +195,10 @@ def test_too_late_to_come_back(started):
         assert caught.value.reason == "PLACE_LOST"
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["told", "refused"])
-def test_moved_by_hand(started, restarted):
+def test_moved_by_hand_meanwhile(started):
     with pytest.raises(LeaseLost, match=r"moved by hand by .*: stuck"), acquire(on_lost=lambda error: None) as lease:
         with frozen(lease):
-            if restarted:
-                started.restart()
+            started.restart()
             set_state(lease.job_id, job_pb2.JOB_STATE_CANCELLED, "stuck")
         assert lease.wait_lost(10)
 
@@ -229,15 +227,6 @@ def test_another_state_in_its_place_has_no_say(started):
     assert not lease.lost
     with Client() as client:
         assert client.jobs(include_ended=True) == []
-
-
-def test_a_wait_ends_in_time_although_nobody_is_there(started):
-    with pytest.warns(GpuschedWarning), acquire():
-        ticket = acquire(nested="new", max_wait=1)
-        next(iter(ticket))
-        started.kill()
-        with pytest.raises(WaitTimeout):
-            ticket.start()
 
 
 AWAY = """

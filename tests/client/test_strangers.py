@@ -186,6 +186,7 @@ def autostart(tmp_path):
     assert os.system(f"test -z \"$(ss -Hltn 'sport = :{port}' 2>/dev/null)\"") == 0
 
 
+@pytest.mark.slow
 def test_ten_racing_clients_start_one_scheduler(autostart):
     scripts = [Script(RACER, autostart) for _ in range(10)]
     try:

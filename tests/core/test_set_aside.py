@@ -143,6 +143,24 @@ def test_a_change_of_priority_begins_no_new_minute(box: NewBox) -> None:
     assert b.running == [another], "and one set aside stays so"
 
 
+def test_a_start_ends_the_minute_of_those_that_ask_for_the_same(box: NewBox) -> None:
+    """Also where no more may run, and the next of them is not looked at in this pass."""
+    b = box("2", max_running=1)
+    b.drain("a1")
+    first, second = b.submit(2), b.submit(2)
+    b.wait(50)
+    b.drain("a1", reason=None)
+    assert b.running == [first]
+    b.drain("a1")
+    b.told(first)
+    b.release(first)
+    small = b.submit(1)
+    b.wait(30)
+    assert b.waiting == [second, small], "only 30 s of the new fault have passed"
+    b.wait(30)
+    assert b.running == [small]
+
+
 def test_passes_do_not_pile_up_moments_to_look_again(box: NewBox) -> None:
     b = box("4")
     b.drain("a3")

@@ -104,7 +104,8 @@ class Job:
         history: what happened to it, oldest first (from `job()` only).
         attempt: runs of a batch job so far, the present one included; 0 before the first.
         working_directory: where a batch job's command runs.
-        output_path: file that gets what it writes.
+        output_path: file that gets what it writes, with `%j` for the id and `%a` for the attempt; empty for the
+            scheduler's own.
         held: waits until it is released by hand.
         dependencies: ids of the jobs that it waits for.
     """

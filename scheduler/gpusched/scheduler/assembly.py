@@ -132,6 +132,7 @@ class Assembly:
         self._tasks = [
             asyncio.create_task(services.desk.publish()),
             asyncio.create_task(services.observer.run()),
+            asyncio.create_task(services.launcher.queue_again_what_never_began()),
             asyncio.create_task(prune_for_ever(services.store, services.launcher, self._clock.now, self._config.keep)),
         ]
         services.driver.start()

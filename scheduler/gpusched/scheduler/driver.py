@@ -20,6 +20,9 @@ log = logging.getLogger("gpusched.driver")
 
 Listener = Callable[[do.Effect], None]
 
+#: Seconds between two saves in a burst: what happens meanwhile is saved, and told, together.
+GATHER = 0.002
+
 
 class Driver:
     """Runs an engine on the running event loop.
@@ -40,6 +43,7 @@ class Driver:
         self._effects: list[do.Effect] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._flush_scheduled = False
+        self._flushed_at = 0.0
         self._saving = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -116,13 +120,22 @@ class Driver:
         self._effects += effects
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule_flush()
         self._arm()
+
+    def _schedule_flush(self) -> None:
+        """At once where there is little to do; gathered over GATHER where one has only just been, as in a burst."""
+        since = self._loop.time() - self._flushed_at
+        if since >= GATHER or self._saver.in_place:
+            self._loop.call_soon(self._flush)
+        else:
+            self._loop.call_later(GATHER - since, self._flush)
 
     def _flush(self) -> None:
         if self._saving:
             return  # _saved comes back here
         self._flush_scheduled = False
+        self._flushed_at = self._loop.time()
         if self.engine.pass_wanted and not self._stopped:
             effects = self.engine.handle(ev.Pass(), self.now())
             for effect in effects:

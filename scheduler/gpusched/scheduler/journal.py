@@ -6,6 +6,8 @@ import logging
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.jobs import JobId
+from gpusched.scheduler.core.states import Lease
 from gpusched.scheduler.logs import log_event
 
 log = logging.getLogger("gpusched.jobs")
@@ -25,15 +27,27 @@ class Journal:
         match effect:
             case do.Accepted():
                 job = self._engine.jobs[effect.job]
-                log_event(log, "accept", job=job.id, user=job.spec.owner.name, gpus=job.request.gpus, name=job.name)
-            case do.Granted():
-                devices = [self._engine.pool.devices[uuid].info for uuid in effect.lease.devices]
-                gpus = ",".join(f"{device.node}:{device.index}" for device in devices)
-                waited = effect.lease.granted_at - self._engine.jobs[effect.job].submitted_at
-                log_event(log, "grant", job=effect.job, epoch=effect.lease.epoch, gpus=gpus, waited=round(waited, 3))
+                owner = job.spec.owner.name
+                log_event(log, "accept", level=logging.DEBUG, job=job.id, user=owner, gpus=job.request.gpus)
+            case do.Granted() | do.StartRun():
+                self._grant(effect.job, effect.lease)
             case do.Withdrawn():
                 log_event(log, "withdraw", job=effect.job, epoch=effect.epoch)
             case do.Notify():
                 log_event(log, "notice", job=effect.job, kind=effect.kind.value, message=effect.message)
             case do.Ended():
                 log_event(log, "end", job=effect.job, state=effect.state.value, message=effect.message)
+
+    def _grant(self, job_id: JobId, lease: Lease) -> None:
+        job = self._engine.jobs[job_id]
+        devices = [self._engine.pool.devices[uuid].info for uuid in lease.devices]
+        log_event(
+            log,
+            "grant",
+            job=job_id,
+            lease=lease.id,
+            user=job.spec.owner.name,
+            name=job.name or None,
+            gpus=",".join(f"{device.node}:{device.index}" for device in devices),
+            waited=round(lease.granted_at - job.submitted_at, 3),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Protocol
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.states import Running, State
 from gpusched.scheduler.driver import Driver
 from gpusched.scheduler.environment import lease_environment
 from gpusched.scheduler.run_tokens import RunTokens
 from gpusched.scheduler.runner.model import Run
+
+#: Seconds after a restart within which an agent of before has begun whatever it was told to; half of a short window.
+BEGUN_WITHIN = 5.0
 
 
 class Runner(Protocol):
@@ -72,6 +77,27 @@ class Launcher:
     def on_failed(self, job_id: str, epoch: int, message: str) -> None:
         """A supervisor could not be started."""
         self._driver.handle(ev.NotStarted(JobId(int(job_id)), epoch, message))
+
+    async def queue_again_what_never_began(self) -> None:
+        """After a restart: queue runs again that were granted and never begun, a while after the start.
+
+        The server before this one died between the save of the grant and its word to the agent, or the machine did:
+        nobody will come for that lease, and no command has run. A supervisor makes the output file before anything
+        else, so that one which is not there tells. Should it be merely late, its lease is refused and it ends.
+        """
+        await asyncio.sleep(min(BEGUN_WITHIN, self._driver.engine.settings.window / 2))
+        for job_id in sorted(self._driver.engine.absent):
+            job = self._driver.engine.jobs[job_id]
+            if self._never_began(job):
+                state, why = State.QUEUED, "its run was never begun, as the scheduler died at that moment; queued again"
+                if job.cancelling is not None:
+                    state, why = State.CANCELLED, job.cancelling[0]
+                self._driver.handle(ev.Force(job_id, state, why))
+
+    def _never_began(self, job: Job) -> bool:
+        if job.spec.batch is None or not isinstance(job.status, Running) or job.status.confirmed:
+            return False
+        return not os.path.lexists(self.output_path(job, job.attempt))
 
     def output_path(self, job: Job, attempt: int) -> Path:
         """Where a run's output goes."""

@@ -102,5 +102,6 @@ class Saver:
             log.error("saving failed unexpectedly", exc_info=error)
         if self.trouble is None:
             self.trouble = str(error)
-            log_event(log, "state cannot be saved; nothing is started until it can", level=logging.ERROR, error=error)
+            text = "state cannot be saved; nothing is started until it can"
+            log_event(log, text, level=logging.ERROR, message=self.trouble)
             self._on_trouble(self.trouble)

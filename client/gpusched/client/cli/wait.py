@@ -31,8 +31,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
     jobs = []
     numbers = list(dict.fromkeys(args.ids))
     with Session(args, output) as session:
-        # A slip of the finger in the last id is to be told now, not when the first job has ended.
-        for number in numbers[1:]:
+        # A slip of the finger in the last id is to be told now, not when the first job has ended; and a scheduler
+        # that is there now and goes is expected back, one that never was is not.
+        for number in numbers:
             session.call(session.scheduler.GetJob, pb.GetJobRequest(job_id=number))
         for number in numbers:
             job = _until_ended(session, number)
@@ -71,18 +72,16 @@ def _until_ended(session: Session, number: str) -> Any:
     from gpusched.client.cli import show
     from gpusched.client.errors import ServerUnavailable
 
-    job: Any = None
     away = 0.0
     while True:
         try:
             for answer in session.scheduler.WaitJob(pb.WaitJobRequest(job_id=number)):
-                job, away = answer.job, 0.0
-            if job is not None and show.has_ended(job):
-                return job
+                away = 0.0
+                if show.has_ended(answer.job):
+                    return answer.job
         except grpc.RpcError as error:
             failure = session.failure(error)
             away = away or time.monotonic()
-            # A scheduler that was there and went is expected back; one that never was is not.
-            if job is None or not isinstance(failure, ServerUnavailable) or time.monotonic() - away > RETRY_FOR:
+            if not isinstance(failure, ServerUnavailable) or time.monotonic() - away > RETRY_FOR:
                 raise failure from None
-            time.sleep(RETRY_EVERY)
+        time.sleep(RETRY_EVERY)

@@ -6,28 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpusched.client.gsrun.link import Ticket
     from gpusched.v1 import scheduler_pb2
 
 RELEASE_SECONDS = 1.0
 """How long the end of a lease may take to report, the wait for a scheduler that is away included."""
 WHY_SECONDS = 0.5
-
-
-class Ticket:
-    """What a job is known by.
-
-    Attributes:
-        job_id: empty before the scheduler has accepted it.
-        token: secret by which its holder is known; empty when there is no job to come back to.
-        state_id: the server state that keeps it.
-    """
-
-    __slots__ = ("job_id", "state_id", "token")
-
-    def __init__(self) -> None:
-        self.job_id = ""
-        self.token = ""
-        self.state_id = ""
 
 
 class Ending:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from gpusched.client.gsrun import exits, limit, linux, reach, tree, wire, words
-from gpusched.client.gsrun.calls import Ending
+from gpusched.client.gsrun import exits, reach, tree, wire
 from gpusched.client.gsrun.command import CannotRun
 from gpusched.client.gsrun.line import counted
 from gpusched.client.gsrun.link import Link
@@ -128,6 +126,8 @@ class Holder:
             self.on_ended("it takes this job for one that waits", exits.LEASE_LOST)
             return
         self._granted = None  # a grant that was not confirmed is over
+        from gpusched.client.gsrun import words  # here and below: not before the command, where it can be helped
+
         seen = words.place(queued, self._options.gpus)
         self._is_back()
         if not self._seen and not self._waited:
@@ -191,10 +191,14 @@ class Holder:
             return
         except ProcessLookupError:
             os._exit(exits.OWN_FAILURE)  # the front died this very moment
+        from gpusched.client.gsrun import words
+
         self._tell(wire.STARTED, self._work.pid, granted.job_id, words.gpus(granted.gpus))
         self._let_go_of_streams()
         self._loop.set_timer("owner", OWNER_SECONDS, self._link.note_owner)
         if self._options.time_limit:
+            from gpusched.client.gsrun import limit
+
             left = self._granted_at + self._options.time_limit - time.monotonic()
             limit.start(self._loop, self._options.time_limit, left, self._announce, self._limit_reached)
 
@@ -215,6 +219,8 @@ class Holder:
         self._tell(wire.SAY, f"gsrun: notice: {text}")
 
     def on_dry_run(self, dry_run: scheduler_pb2.DryRun) -> None:
+        from gpusched.client.gsrun import words
+
         self._tell(wire.ANSWER, words.outlook(dry_run))
         self._exit(0)
 
@@ -338,7 +344,7 @@ class Holder:
 
     def _give_back(self, exit_status: int | None, number: int, message: str, timed_out: bool) -> None:
         if self._granted is not None and not self._lost:
-            self._link.release(Ending(self._granted.epoch, exit_status, number, message, timed_out))
+            self._link.release(self._granted.epoch, exit_status, number, message, timed_out)
 
     # -- ends ----------------------------------------------------------------------------------------------
 
@@ -377,32 +383,6 @@ class Holder:
             os.dup2(null, fd)
         for fd in self._fds:
             os.close(fd)
-
-
-def run(
-    options: Options,
-    address: str,
-    front_pid: int,
-    front_pidfd: int,
-    sock: socket.socket,
-    fds: list[int],
-    signals: set[int],
-    mask: set[int],
-) -> NoReturn:
-    """Be the holder. See `Holder` for the arguments; `mask` is the signal mask that the command is to have."""
-    try:
-        os.setpgid(0, 0)
-        linux.set_process_name("gsrun-holder")
-        holder = Holder(options, address, front_pid, front_pidfd, sock, fds, signals)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        holder.run()
-    except BaseException as error:
-        # The front ends the command when we are gone, and says so; here is why, for a report.
-        text = f"gsrun: internal error: {type(error).__name__}: {error}"
-        wire.Peer(sock).send(wire.ERROR, text)
-        if os.environ.get("GPUSCHED_DEBUG"):
-            sys.excepthook(type(error), error, error.__traceback__)
-    os._exit(exits.OWN_FAILURE)
 
 
 def _grace() -> float:

@@ -11,15 +11,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from gpusched.client.gsrun import asking, calls, exits, reach
+from gpusched.client.gsrun import asking, exits, reach
 from gpusched.client.gsrun.options import Options
 
 if TYPE_CHECKING:
     import grpc
 
     from gpusched.client.errors import GpuschedError
+    from gpusched.client.gsrun.listener import Listener
     from gpusched.v1 import scheduler_pb2
 
 FIRST_ANSWER_SECONDS = 3.0
@@ -31,33 +32,21 @@ RESTART_AFTER_SECONDS = 3.0
 """How long a scheduler of our own user may be gone before a waiting gsrun starts it again."""
 
 
-class Listener(Protocol):
-    """What the holder does about what the scheduler says; called in the holder's loop."""
+class Ticket:
+    """What a job is known by.
 
-    def on_say(self, text: str) -> None: ...
-    def on_accepted(self, accepted: scheduler_pb2.Accepted) -> None: ...
-    def on_queued(self, queued: scheduler_pb2.Queued) -> None: ...
-    def on_granted(self, granted: scheduler_pb2.Granted) -> None: ...
-    def on_confirmed(self, epoch: int) -> None: ...
-    def on_notice(self, notice: scheduler_pb2.Notice) -> None: ...
-    def on_dry_run(self, dry_run: scheduler_pb2.DryRun) -> None: ...
-    def on_away(self) -> None:
-        """The connection was lost, and nobody said that place or lease is gone."""
+    Attributes:
+        job_id: empty before the scheduler has accepted it.
+        token: secret by which its holder is known; empty when there is no job to come back to.
+        state_id: the server state that keeps it.
+    """
 
-    def on_connected(self) -> None:
-        """There is a new connection, by which the lease is about to be taken up again."""
+    __slots__ = ("job_id", "state_id", "token")
 
-    def on_stranger(self) -> None:
-        """Another scheduler answers in the place of the one that is away."""
-
-    def on_place_lost(self, why: str) -> None:
-        """The place in the queue is gone; we queue again."""
-
-    def on_refused(self, message: str, code: int) -> None:
-        """The scheduler's last word, or ours: there will be no GPUs. `code` is what gsrun exits with."""
-
-    def on_ended(self, message: str, code: int) -> None:
-        """The scheduler that granted the lease took it back."""
+    def __init__(self) -> None:
+        self.job_id = ""
+        self.token = ""
+        self.state_id = ""
 
 
 class Link:
@@ -91,7 +80,7 @@ class Link:
         self._stub: Any = None
         self._channel: grpc.Channel | None = None
         self._call: Any = None
-        self._ticket = calls.Ticket()
+        self._ticket = Ticket()
         self._accepted = False  # by the stream that is, or was last
         self._ended = ""
         self._stopping = False
@@ -123,8 +112,11 @@ class Link:
             return  # the channel was closed this moment; on the next one the grant is told again
         future.add_done_callback(lambda done: self._post(self._confirm_done, done, epoch, stream))
 
-    def release(self, ending: calls.Ending) -> bool:
-        """Give the lease back; whether the scheduler took note. Takes a second at most."""
+    def release(self, epoch: int, exit_status: int | None, signal: int, message: str, timed_out: bool) -> bool:
+        """Give the lease back, with how the work ended; whether the scheduler took note. Takes a second at most."""
+        from gpusched.client.gsrun import calls
+
+        ending = calls.Ending(epoch, exit_status, signal, message, timed_out)
         return calls.release(self._address, self._stub if self._alive else None, self._ticket, ending)
 
     def note_owner(self) -> None:
@@ -308,6 +300,7 @@ class Link:
             The error if it is worth trying again.
         """
         from gpusched.client.errors import LeaseLost
+        from gpusched.client.gsrun import calls
 
         if state and state != self._ticket.state_id:
             if self._confirmed:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpusched.client.address import server_address
-from gpusched.client.gsrun import command, exits, front, nested, tree
+from gpusched.client.gsrun import command, exits, front, linux, nested, tree, wire
 from gpusched.client.gsrun.options import HelpAsked, Misuse, Options, parse
 from gpusched.client.usage import UsageError
 
@@ -81,15 +81,41 @@ def _launch(options: Options, address: str) -> NoReturn:
     front_pid = os.getpid()
     holder_pid = os.fork()
     if holder_pid == 0:
-        from gpusched.client.gsrun import holder
-
         mine.close()
-        holder.run(options, address, front_pid, pidfd, its, fds, signals, before)
+        _hold(options, address, front_pid, pidfd, its, fds, signals, before)
     its.close()
     os.close(pidfd)
     if not options.dry_run:
         _let_go_of_streams(fds)
     front.Front(options, holder_pid, mine, signals, spared).run()
+
+
+def _hold(
+    options: Options,
+    address: str,
+    front_pid: int,
+    front_pidfd: int,
+    sock: socket.socket,
+    fds: list[int],
+    signals: set[int],
+    mask: set[int],
+) -> NoReturn:
+    """Be the holder. See `Holder` for the arguments; `mask` is the signal mask that the command is to have."""
+    try:
+        from gpusched.client.gsrun.holder import Holder
+
+        os.setpgid(0, 0)
+        linux.set_process_name("gsrun-holder")
+        holder = Holder(options, address, front_pid, front_pidfd, sock, fds, signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        holder.run()
+    except BaseException as error:
+        # The front ends the command when we are gone, and says so; here is why, for a report.
+        text = f"gsrun: internal error: {type(error).__name__}: {error}"
+        wire.Peer(sock).send(wire.ERROR, text)
+        if os.environ.get("GPUSCHED_DEBUG"):
+            sys.excepthook(type(error), error, error.__traceback__)
+    os._exit(exits.OWN_FAILURE)
 
 
 def _open_low_fds() -> None:

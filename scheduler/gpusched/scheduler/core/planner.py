@@ -51,6 +51,7 @@ def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots:
         behind = not eligible.isdisjoint(blocked)
         devices = None if behind else pool.place(found.request)
         if devices is not None:
+            found.unavailable_since = None
             following = found.keys.after(key)
             slots = None if slots is None else slots - 1
             yield Start(queue.job(key), devices)
