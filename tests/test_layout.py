@@ -100,11 +100,15 @@ VIOLATIONS = [
     ("ports", "scheduler/gpusched/scheduler/ports.py", "import gpusched.scheduler.logs"),
     ("inventory", "scheduler/gpusched/scheduler/inventory/planted.py", "import gpusched.scheduler.logs"),
     ("inventory", "scheduler/gpusched/scheduler/inventory/planted.py", "from gpusched.v1 import job_pb2"),
+    ("store", "scheduler/gpusched/scheduler/store/planted.py", "import gpusched.scheduler.codec"),
+    ("runner", "scheduler/gpusched/scheduler/runner/planted.py", "import gpusched.scheduler.driver"),
     ("wire", "scheduler/gpusched/scheduler/planted.py", "from gpusched.v1 import job_pb2"),
     ("wire", "scheduler/gpusched/scheduler/planted.py", "import grpc.aio"),
     ("wire", "scheduler/gpusched/scheduler/inventory/planted.py", "from google.protobuf import message"),
     ("adapters", "scheduler/gpusched/scheduler/planted.py", "import gpusched.scheduler.inventory.simulated"),
     ("adapters", "scheduler/gpusched/scheduler/rpc/planted.py", "from gpusched.scheduler import inventory"),
+    ("adapters", "scheduler/gpusched/scheduler/rpc/planted.py", "import gpusched.scheduler.store.sqlite"),
+    ("adapters", "scheduler/gpusched/scheduler/driver.py", "import gpusched.scheduler.runner.runner"),
 ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
@@ -205,6 +206,14 @@ def refusal(error: Any) -> tuple[str, str, str, str]:
         detail.Unpack(violation)
     field = violation.field_violations[0].field if violation.field_violations else ""
     return error.code().name, info.reason, field, status.message
+
+
+def is_dead(pid: int) -> bool:
+    """No process, or one that only waits to be reaped."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def peak_memory(pid: int) -> int:

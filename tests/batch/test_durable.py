@@ -15,7 +15,7 @@ import grpc
 import psutil
 import pytest
 
-from batch.box import SOON, Box, Gate, after, refusal, request, state_of
+from batch.box import SOON, Box, Gate, after, is_dead, refusal, request, state_of
 from gpusched.client.transport import open_channel
 from gpusched.v1 import scheduler_pb2_grpc
 from support.server import Server
@@ -25,6 +25,7 @@ NewBox = Callable[..., Box]
 CLIENTS = 8
 
 
+@pytest.mark.slow
 def test_no_acknowledged_submit_is_lost_when_the_server_is_killed(new_box: NewBox, tmp_path: Path) -> None:
     """A burst from eight clients, `kill -9` in its middle: what was acknowledged is there, and runs once."""
     box = new_box("8")
@@ -45,7 +46,7 @@ def test_no_acknowledged_submit_is_lost_when_the_server_is_killed(new_box: NewBo
     clients = [threading.Thread(target=submit) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
-    wait_until(lambda: len(acknowledged) >= 100, SOON, every=0.001)
+    wait_until(lambda: len(acknowledged) >= 60, SOON, every=0.001)
     box.server.kill()
     stop.set()
     for client in clients:
@@ -61,6 +62,7 @@ def test_no_acknowledged_submit_is_lost_when_the_server_is_killed(new_box: NewBo
     assert set(times.values()) == {1}, "no command runs twice"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_granted_and_never_begun_is_queued_again(new_box: NewBox, tmp_path: Path) -> None:
     """The server dies between the save of a grant and its word to the agent: nobody will ever come for that lease."""
     box = new_box("1", args=("--window", "4s"))
@@ -80,7 +82,7 @@ def test_a_run_that_was_granted_and_never_begun_is_queued_again(new_box: NewBox,
     assert "was never begun" in box.history(job_id)
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) -> None:
     """Running ones go on and keep their GPUs, their ends are told later; waiting ones wait. An upgrade is the same."""
     box = new_box("2")
@@ -100,9 +102,9 @@ def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) ->
     assert [box.job(each).position for each in waiting] == [1, 4, 5]
     getattr(box.server, how)()
     gates[0].open()
-    pid = int(box_log(box, ends).split()[1])
-    wait_until(lambda: not psutil.pid_exists(pid), SOON, "the end of a command while the server is away")
-    assert psutil.pid_exists(int(box_log(box, goes_on).split()[1]))
+    pids = [int(written(box, each).split()[1]) for each in (ends, goes_on)]
+    wait_until(lambda: is_dead(pids[0]), SOON, "the end of a command while the server is away")
+    assert not is_dead(pids[1])
     box.server.start()
     job = box.ended(ends)
     assert (state_of(job), job.outcome.exit_status, job.attempt) == ("FAILED", 5, 1)
@@ -128,11 +130,12 @@ def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) ->
         gate.close()
 
 
-def box_log(box: Box, job_id: str) -> str:
+def written(box: Box, job_id: str) -> str:
     """What a job has written, without asking the server."""
     return (box.server.state_dir / "logs" / f"{job_id}.1.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_supervisor_killed_while_the_server_is_away(new_box: NewBox, gate: Gate) -> None:
     """Its command is dead; after the window its job is lost, or runs again if so wished."""
     box = new_box("2", args=("--window", "1s"))
@@ -141,11 +144,11 @@ def test_a_supervisor_killed_while_the_server_is_away(new_box: NewBox, gate: Gat
         for requeue in (False, True)
     )
     pids = [int(box.said(each, "pid").split()[1]) for each in (plain, again)]
-    holders = [wait_until(lambda each=each: box.job(each).holder_pid, SOON) for each in (plain, again)]
+    holders = [wait_until(lambda each=each: box.attached(each), SOON).holder_pid for each in (plain, again)]
     box.server.kill()
     for holder in holders:
         os.kill(holder, signal.SIGKILL)
-    wait_until(lambda: not any(map(psutil.pid_exists, pids)), SOON, "the agent cleans up with no server")
+    wait_until(lambda: all(map(is_dead, pids)), SOON, "the agent cleans up with no server")
     box.server.start()
     assert state_of(box.ended(plain)) == "LOST"
     assert "did not come back after the restart" in box.job(plain).outcome.message
@@ -194,7 +197,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
         runs = box.submit(f"echo on; {gate.words}; exit 3", **elsewhere)
         waits = box.submit("true", gpus=2, **elsewhere)
         box.said(runs, "on")
-        wait_until(lambda: box.job(runs).holder_pid, SOON)
+        command = wait_until(lambda: box.attached(runs), SOON).holder_pid
         filler = fill(small_disk)
         refusals: list[Any] = []
 
@@ -220,7 +223,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
         assert doctor.returncode == 1 and "WRONG  store" in doctor.stdout and full in doctor.stdout
         assert box.state(runs) == "RUNNING"
         gate.open()
-        wait_until(lambda: not psutil.pid_exists(box.job(runs).holder_pid) or box.state(runs) != "RUNNING", SOON)
+        wait_until(lambda: is_dead(command) or box.state(runs) != "RUNNING", SOON)
         assert box.state(waits) == "QUEUED", "nothing is started"
         filler.unlink()
         job = box.ended(runs)
@@ -244,6 +247,7 @@ def start_fails(box: Box) -> str:
     return text.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_not_started_on(new_box: NewBox) -> None:
     box = new_box("1")
     held = box.submit("true", held=True)
@@ -252,8 +256,6 @@ def test_a_damaged_state_is_not_started_on(new_box: NewBox) -> None:
     whole = path.read_bytes()
     path.write_bytes(b"nonsense" * 1000)
     assert "is not a database, or its beginning is damaged; stop the server and put the file back" in start_fails(box)
-    path.write_bytes(b"")
-    assert "is empty: put it back from a backup, or move it away to begin anew" in start_fails(box)
     path.write_bytes(whole)
     box.server.start()
     assert box.state(held) == "QUEUED"

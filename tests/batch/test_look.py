@@ -218,7 +218,7 @@ def test_wait_follows_the_exit_status(shared: Box, gate: Gate) -> None:
     cancelled, lost = shared.submit("true", held=True), shared.submit(f"echo on; {gate.words}")
     shared.cancel(cancelled)
     shared.said(lost, "on")
-    os.kill(wait_until(lambda: shared.job(lost).holder_pid, SOON), signal.SIGKILL)
+    os.kill(wait_until(lambda: shared.attached(lost), SOON).holder_pid, signal.SIGKILL)
     assert shared.good("wait", good) == f"job {good} completed: exit 0\n"
     expected = {bad: 42, killed: 137, none: 127, cancelled: 143, lost: 125}
     found = {job_id: shared.quick("wait", "-q", job_id) for job_id in expected}

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from batch.box import SOON, Box, Gate, after, retry, seconds, state_of
+from batch.box import SOON, Box, Gate, after, is_dead, retry, seconds, state_of
 from cli.commands import CLI
 from support.waiting import wait_until
 
@@ -140,11 +140,11 @@ def test_a_killed_supervisor(shared: Box, gate: Gate, requeue: bool) -> None:
         f"echo pid $$; test $GPUSCHED_ATTEMPT = 1 || exit 7; {gate.words}", requeue=requeue, retry=retry(1)
     )
     command = int(shared.said(job_id, "pid").split()[1])
-    holder = wait_until(lambda: shared.job(job_id).holder_pid, SOON)
+    holder = wait_until(lambda: shared.attached(job_id), SOON).holder_pid
     assert psutil.Process(command).ppid() == holder
     os.kill(holder, signal.SIGKILL)
     job = shared.ended(job_id)
-    assert not psutil.pid_exists(command)
+    assert is_dead(command), "before its lease ends"
     if not requeue:
         assert (state_of(job), [state_of(each) for each in job.attempts]) == ("LOST", ["LOST"])
         assert "supervisor" in job.outcome.message

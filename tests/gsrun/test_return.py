@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from gpusched.client.gsrun import reach
 from gpusched.v1 import job_pb2, scheduler_pb2
 from gsrun.fake import FakeScheduler
 from gsrun.running import Gsrun
+from support.scripts import Script
 from support.server import clean_environment, free_port
 from support.waiting import wait_until
 
@@ -228,6 +230,50 @@ def test_a_waiter_that_is_refused_queues_anew(fake: FakeScheduler, start: Start,
     assert said in run.err
     assert [request.resume_token for request in fake.requests] == ["", "secret", ""]
     assert fake.requests[2] == fake.requests[0]
+
+
+def test_a_waiter_that_has_waited_enough_does_not_queue_anew(fake: FakeScheduler, start: Start) -> None:
+    run = start("--max-wait", "0.3s", "echo", "ran")
+    fake.queue("needs 1 GPU, 0 free")
+    run.wait_for_err("1st of 1")
+    time.sleep(0.3)
+    fake.turn_away = ["s"]
+    lose(fake)
+    assert run.wait() == 75
+    assert "gsrun: it was late\n" in run.err
+    assert len(fake.requests) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user as well")
+def test_a_program_of_another_user_is_told_nothing(start: Start, tmp_path: Path) -> None:
+    """It may take the port of a scheduler that is away, and would learn the secret, or end commands."""
+    port = free_port()
+    go = tmp_path / "go"
+    with FakeScheduler(port) as before:
+        run = start("--url", before.address, "sh", "-c", f"echo up; until [ -e {go} ]; do sleep 0.02; done; exit 4")
+        before.queue("needs 1 GPU, 0 free")
+        before.grant(epoch=5)
+        run.wait_for_out("up")
+    run.wait_for_err(HOLDING)
+    heard = tmp_path / "heard"
+    code = f"""
+        import os, socket
+        heard = open({str(heard)!r}, "ab", buffering=0)
+        os.setuid(12345)
+        server = socket.create_server(("127.0.0.1", {port}))
+        while True:
+            connection, _ = server.accept()
+            heard.write(b"call" + connection.recv(1000) + b";")
+    """
+    with Script(code, clean_environment()):
+        run.wait_for_err(f"another scheduler answers at 127.0.0.1:{port}")
+        wait_until(lambda: heard.read_bytes().count(b"call") >= 3, what="further looks")
+        assert set(heard.read_bytes().split(b";")) == {b"call", b""}
+    with FakeScheduler(port) as after:
+        after.grant(epoch=5)
+        run.wait_for_err(BACK)
+        go.touch()
+        assert run.wait() == 4
 
 
 def test_a_waiter_outlasts_errors_that_are_no_verdict(fake: FakeScheduler, start: Start) -> None:

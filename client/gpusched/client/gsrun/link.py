@@ -85,6 +85,7 @@ class Link:
         self._ended = ""
         self._stopping = False
         self._closed = False
+        self._began = time.monotonic()
         self._owner: int | None = None  # uid of the scheduler; None: not known (yet)
         self._may_restart = True
         self._backoff = reach.Backoff()
@@ -145,7 +146,6 @@ class Link:
     def _run(self) -> None:
         from gpusched.client.serveruser import check_server_user
 
-        began = time.monotonic()
         if silent := bool(reach.silence(self._address)):
             from gpusched.client.autostart import ensure_server
 
@@ -162,7 +162,7 @@ class Link:
             elif self._ticket.job_id:
                 self._post(self._listener.on_away)
                 self._wait_for_server()
-            elif words := self._hopeless(error, silent, time.monotonic() - began):
+            elif words := self._hopeless(error, silent, time.monotonic() - self._began):
                 self._refuse(words, exits.NO_SERVER)
                 return
             else:
@@ -310,10 +310,13 @@ class Link:
         if not state or not isinstance(error, LeaseLost):
             return error
         why = calls.why_over(self._stub, self._ticket.job_id)
-        if not self._confirmed:
-            return _PlaceLost(f"this job's place in the queue is lost ({why})")
-        self._post(self._listener.on_ended, why, exits.LEASE_LOST)
-        return None
+        if self._confirmed:
+            self._post(self._listener.on_ended, why, exits.LEASE_LOST)
+            return None
+        if self._options.max_wait and time.monotonic() - self._began >= self._options.max_wait:
+            self._refuse(why, exits.NO_GPUS_NOW)
+            return None
+        return _PlaceLost(f"this job's place in the queue is lost ({why})")
 
     def _dispatch(self, response: scheduler_pb2.AcquireResponse) -> None:
         match response.WhichOneof("event"):

@@ -47,6 +47,8 @@ class Moves(Ground):
     def _check_all_back(self) -> None:
         if self.hold_until is not None and not any(isinstance(self.jobs[each].status, Queued) for each in self.absent):
             self.hold_until = None
+            # What the others were told to wait for is over.
+            self._out.append(do.QueueChanged())
             self.pass_wanted = True
 
     # -- starting ----------------------------------------------------------------------------------------
