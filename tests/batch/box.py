@@ -17,7 +17,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from cli.commands import CLI, good, gpusched
+from cli.commands import CLI, gpusched
 from gpusched.client.admin import fetch_token
 from gpusched.client.cli.main import run
 from gpusched.client.transport import open_channel
@@ -122,9 +122,6 @@ class Box:
     def cli(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return gpusched(self.server, *argv, **options)
 
-    def good(self, *argv: str) -> str:
-        return good(self.server, *argv)
-
     def quick(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
         """The command without a process of its own: for many of them in a row."""
         out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
@@ -132,6 +129,12 @@ class Box:
             status = run(["--url", self.server.address, *argv])
         written = [stream.buffer.getvalue() for stream in (out, err)]  # type: ignore[attr-defined]
         return subprocess.CompletedProcess(argv, status, *written)
+
+    def good(self, *argv: str) -> str:
+        """Standard output of a `quick` one that must work and have nothing to complain of."""
+        done = self.quick(*argv)
+        assert (done.returncode, done.stderr) == (0, b""), done
+        return done.stdout.decode()
 
     def begin(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         """A command that goes on beside the test."""

@@ -86,12 +86,14 @@ def test_a_run_that_was_granted_and_never_begun_is_queued_again(new_box: NewBox,
 def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) -> None:
     """Running ones go on and keep their GPUs, their ends are told later; waiting ones wait. An upgrade is the same."""
     box = new_box("2")
+    early = box.submit("true", request_id="request 2")
+    box.ended(early)
     gates = [Gate(tmp_path / f"gate{number}") for number in (0, 1)]
     ends, goes_on = (
         box.submit(f"echo pid $$; {gate.words}; echo bye; exit {5 + number}", request_id=f"request {number}")
         for number, gate in enumerate(gates)
     )
-    done = box.submit("true", gpus=2, request_id="request 2", priority=-1)
+    done = box.submit("true", gpus=2, priority=-1)
     waits, follows = box.submit("true"), box.submit("true", dependencies=after(goes_on, "FAILED"))
     held = box.submit("true", held=True)
     begins = box.submit("true", priority=-2)
@@ -117,6 +119,7 @@ def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) ->
     assert box.state(done) == box.state(begins) == "QUEUED" and box.reason(follows) == "DEPENDENCY"
     assert box.submit("true", request_id="request 1") == goes_on, "a retried call of before"
     assert box.submit("true", request_id="request 0") == ends, "even of a job that has ended"
+    assert box.submit("true", request_id="request 2") == early, "long ago"
     gates[1].open()
     job = box.ended(goes_on)
     assert (state_of(job), job.outcome.exit_status) == ("FAILED", 6)
@@ -195,7 +198,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
         box = Box(server)
         elsewhere = {"output_path": str(tmp_path / "%j"), "environment": {"PATH": "/usr/bin:/bin"}}
         runs = box.submit(f"echo on; {gate.words}; exit 3", **elsewhere)
-        waits = box.submit("true", gpus=2, **elsewhere)
+        waits = box.submit("true", gpus=2, priority=-1, **elsewhere)
         box.said(runs, "on")
         command = wait_until(lambda: box.attached(runs), SOON).holder_pid
         filler = fill(small_disk)
@@ -234,7 +237,12 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
         assert len(refusals) == 3
         wait_until((tmp_path / "ran").exists, SOON, "the same call is taken on now")
         assert box.cli("doctor").returncode == 0
-        assert "state can be saved again" in server.log and "Traceback" not in server.log
+        filler = fill(small_disk)
+        with pytest.raises(grpc.RpcError):
+            box.submit("true", **elsewhere | {"environment": {"SIZE": "x" * 20_000}})
+        filler.unlink()
+        wait_until(lambda: server.log.count("state can be saved again") == 2, SOON, "by itself, with nothing going on")
+        assert "Traceback" not in server.log
         box.close()
 
 

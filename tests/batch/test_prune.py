@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from batch.box import SOON, Box, Gate, retry, state_of
 from support.waiting import wait_until
 
 NewBox = Callable[..., Box]
 
 
+@pytest.mark.slow
 def test_old_jobs_and_their_logs_are_forgotten(new_box: NewBox, gate: Gate) -> None:
     box = new_box("2", args=("--keep", "1h"))
     old, young = box.submit("echo old; exit 1", retry=retry(1)), box.submit("echo young")

@@ -313,6 +313,8 @@ def test_logs_give_up_in_the_end(fake: FakeServer, cli: Callable[..., int], capf
     fake.service.answers["StreamLogs"] = [[piece(b"one"), gone]]
     assert cli("logs", "-f", "7") == 1
     assert capfdbinary.readouterr() == (b"one", b"gpusched: its output is not there\n")
+    fake.service.answers["GetJob"] = AWAY
+    assert cli("logs", "-f", "7") == 69, "one that was never there is not waited for"
 
 
 def process(fake: FakeServer, *argv: str, **options: Any) -> subprocess.Popen[bytes]:

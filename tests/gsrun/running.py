@@ -129,6 +129,13 @@ def state_of(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP a process and wait until all of its threads have stopped; only then does the kernel take it as such."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    wait_until(lambda: all(state_of(int(thread.name)) == "T" for thread in threads.iterdir()), QUICK)
+
+
 class Terminal:
     """An interactive bash on a pseudo-terminal of its own session.
 

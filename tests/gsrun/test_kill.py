@@ -15,7 +15,7 @@ import pytest
 
 from gpusched.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 from gsrun.conftest import GPUS
-from gsrun.running import FOREST, GSRUN, MARK, QUICK, Gsrun, state_of
+from gsrun.running import FOREST, GSRUN, MARK, QUICK, Gsrun, state_of, stop
 from support.server import Server
 from support.waiting import wait_until
 
@@ -141,9 +141,7 @@ def test_front_killed_while_the_holder_is_stopped(gsrun: Start) -> None:
     """The kernel wakes the holder then, with a SIGHUP that must not kill it."""
     run, _ = start_forest(gsrun)
     waiter = queue_behind(gsrun, run)
-    holder = run.holder
-    os.kill(holder, signal.SIGSTOP)
-    wait_until(lambda: state_of(holder) == "T")
+    stop(run.holder)
     os.kill(run.front, signal.SIGKILL)
     assert_all_dead_then_released(run, waiter)
 
@@ -152,8 +150,7 @@ def test_stopped_holder_keeps_the_lease(gsrun: Start, stub: Stub) -> None:
     run = gsrun(*ALL, "sh", "-c", "echo up; exec sleep 100")
     run.wait_for_out("up")
     waiter = queue_behind(gsrun, run)
-    os.kill(run.holder, signal.SIGSTOP)
-    wait_until(lambda: state_of(run.holder) == "T")
+    stop(run.holder)
     with pytest.raises(AssertionError, match="did not end"):
         waiter.wait(1.0)
     os.kill(run.holder, signal.SIGCONT)

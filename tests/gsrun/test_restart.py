@@ -17,7 +17,7 @@ import pytest
 from gpusched.client.admin import fetch_token
 from gpusched.client.transport import open_channel
 from gpusched.v1 import admin_pb2, admin_pb2_grpc, job_pb2, scheduler_pb2, scheduler_pb2_grpc
-from gsrun.running import FOREST, GSRUN, MARK, QUICK, Gsrun, Terminal, marked, state_of
+from gsrun.running import FOREST, GSRUN, MARK, QUICK, Gsrun, Terminal, marked, stop
 from support.server import Server
 from support.waiting import wait_until
 
@@ -89,11 +89,6 @@ class Ticking:
 
     def let_go(self) -> None:
         self._go.touch()
-
-
-def stop(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: state_of(pid) == "T")
 
 
 def forget_all(server: Server) -> None:
