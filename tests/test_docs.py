@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/**/*.md")]
 )
-OUR_PAGES = [ROOT / name for name in ("README.md", "AGENTS.md", "docs/protocol.md")]  # with examples that are run
+#: With examples that are run.
+OUR_PAGES = [ROOT / name for name in ("README.md", "AGENTS.md", "docs/protocol.md", "docs/batch.md")]
 
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")

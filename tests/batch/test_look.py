@@ -249,7 +249,7 @@ def test_wait_tells_an_unknown_id_at_once(shared: Box) -> None:
 
 def test_all_about_one(shared: Box, tmp_path: Path) -> None:
     script = "a = bytearray(50 << 20); n = sum(range(3_000_000)); import sys, time; time.sleep(0.3); sys.exit(6)"
-    job_id = shared.submit(sys.executable, "-c", script, gpus=2, name="whole", retry=retry(1))
+    job_id = shared.submit(sys.executable, "-c", script, gpus=2, name="whole", retry=retry(1), requeue=True)
     shared.ended(job_id)
     job = shared.job(job_id)
     usage = job.usage

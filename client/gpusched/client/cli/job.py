@@ -108,6 +108,8 @@ def _batch(job: Any) -> list[tuple[str, Cell]]:
         retries = f"{job.retry.max_retries} retries" if job.retry.max_retries != 1 else "1 retry"
         only = f" after exit {', '.join(map(str, job.retry.exit_statuses))}" if job.retry.exit_statuses else ""
         facts.append(("Attempt", Cell(f"{job.attempt}, {retries} allowed{only}")))
+    if job.requeue:
+        facts.append(("If lost", Cell("queued again")))
     conditions = {job_pb2.DEPENDENCY_CONDITION_OK: "completes", job_pb2.DEPENDENCY_CONDITION_FAILED: "fails"}
     if job.dependencies:
         after = [f"job {each.job_id} {conditions.get(each.condition, 'ends')}" for each in job.dependencies]
