@@ -6,8 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from support.server import Server
+
+# In CI the same examples each time: a change is judged by what it changes. At a desk Hypothesis goes on looking.
+settings.register_profile("ci", derandomize=True, print_blob=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

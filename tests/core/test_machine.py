@@ -160,20 +160,26 @@ class BatchMachine(EngineMachine):
                 assert job.id in self.engine.absent
 
 
-FAST = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 SLOW = settings(FAST, max_examples=400, stateful_step_count=60)
+MACHINES = [EngineMachine, BatchMachine]
+
+# Time for Hypothesis to find a short example when there is something to be told.
+pytestmark = pytest.mark.timeout(600)
 
 
-def test_anything_in_any_order() -> None:
-    run_state_machine_as_test(EngineMachine, settings=FAST)
-
-
-def test_anything_in_any_order_with_batch_jobs_and_restarts() -> None:
-    run_state_machine_as_test(BatchMachine, settings=FAST)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_anything_in_any_order(machine: type[EngineMachine]) -> None:
+    run_state_machine_as_test(machine, settings=FAST)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("machine", [EngineMachine, BatchMachine])
+@pytest.mark.parametrize("machine", MACHINES)
 def test_anything_in_any_order_for_longer(machine: type[EngineMachine]) -> None:
     run_state_machine_as_test(machine, settings=SLOW)
