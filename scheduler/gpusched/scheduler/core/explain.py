@@ -75,7 +75,7 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     free = engine.pool.free(request)
     if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
         ahead = engine.jobs.get(found.blocked_by)
-        if ahead is None or ahead not in engine.queue or ahead.key > job.key:
+        if ahead is None or not ahead.awake or ahead.key > job.key:
             # Things have moved since the last pass; the next one, which is wanted, will tell.
             return Reason(Code.STARTING, "about to be looked at", needed, free)
         return _behind(ahead, needed, free)
