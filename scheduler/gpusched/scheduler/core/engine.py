@@ -252,6 +252,7 @@ class Engine(Moves):
                 self._end(job, now, State.CANCELLED, Outcome(message=event.message), "JOB_CANCELLED")
             case Running():
                 job.requeue_asked = False
+                self._changes.jobs[job.id] = job
                 self._ask_to_end(job, event.message, now)
             case Finished():
                 raise NotSatisfiable(
@@ -266,6 +267,7 @@ class Engine(Moves):
             what = "it is no batch job" if job.spec.batch is None else f"it is {job.state.value}"
             raise NotSatisfiable(f"job {job.id} cannot be queued again: {what}", field="job_id")
         job.requeue_asked = True
+        self._changes.jobs[job.id] = job
         self._ask_to_end(job, event.message, now)
 
     def _ask_to_end(self, job: Job, message: str, now: float) -> None:
