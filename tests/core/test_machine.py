@@ -167,7 +167,7 @@ FAST = settings(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
 )
-SLOW = settings(FAST, max_examples=400, stateful_step_count=60)
+SLOW = settings(FAST, max_examples=150, stateful_step_count=60)
 MACHINES = [EngineMachine, BatchMachine]
 
 # Time for Hypothesis to find a short example when there is something to be told.
