@@ -141,7 +141,7 @@ class QueryService:
                     ids = set(self._engine.jobs)
                     shown &= ids
                     places = {job_id: place for job_id, place in places.items() if job_id in ids}
-                for job_id in ids:
+                for job_id in sorted(ids):
                     job = self._engine.jobs.get(job_id)
                     if job is not None and (
                         only is not None or wanted.matches(job, self._engine.pool) or job_id in shown
