@@ -11,6 +11,7 @@ from core.test_batch import batch_spec, run, submit
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
 from gpusched.scheduler.core.batch import After, Dependency
+from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.states import State
 
 NewBox = Callable[..., Box]
@@ -57,3 +58,61 @@ def test_followers_end_in_the_order_of_their_jobs(box: NewBox) -> None:
     grandchildren = [submit(b, dependencies=(Dependency(child),)) for child in children]
     b.cancel(first)
     assert [job.id for job in reversed(b.engine.ended_jobs())] == [first, *children, *grandchildren]
+
+
+def test_a_cancel_takes_back_an_earlier_wish_to_queue_it_again(box: NewBox) -> None:
+    b = box("1")
+    job = submit(b)
+    run(b, job)
+    b.happen(ev.Requeue(job, "queued again by bob"))
+    b.cancel(job)
+    b.told(job)
+    b.release(job, 143)
+    assert b.state(job) is State.CANCELLED
+
+
+def test_the_grace_of_an_ended_run_means_nothing_to_the_next(box: NewBox) -> None:
+    b = box("1", end_grace=4)
+    job = submit(b, grace=0.0)
+    run(b, job)
+    b.happen(ev.Requeue(job, "queued again by bob"))
+    b.told(job)
+    b.release(job, 143)
+    run(b, job)
+    b.wait(100)
+    assert (b.running, b.job(job).attempt) == ([job], 2)
+
+
+def test_a_follower_that_was_cancelled_stays_so(box: NewBox) -> None:
+    b = box("1")
+    first = submit(b)
+    run(b, first)
+    follower = submit(b, dependencies=(Dependency(first),))
+    b.cancel(follower)
+    b.release(first)
+    assert b.outcome(follower).message == "cancelled by bob"
+
+
+def test_a_job_may_follow_a_hundred_others_at_most(box: NewBox) -> None:
+    b = box("1")
+    with pytest.raises(Invalid, match="at most 100") as caught:
+        submit(b, dependencies=tuple(Dependency(number) for number in range(1, 102)))
+    assert caught.value.field == "dependencies"
+
+
+def test_changes_that_could_not_be_saved_are_saved_with_those_that_follow(box: NewBox) -> None:
+    b = box("2")
+    b.engine.take_changes()
+    job = submit(b)
+    b.happen(ev.Pause("x"))
+    first = b.engine.take_changes()
+    other = b.submit(1)
+    b.leave(other)
+    b.happen(ev.Pause(None))
+    both = first.before(b.engine.take_changes())
+    assert list(both.jobs) == [job, other] and both.sync and both
+    assert [lease.job for lease in both.leases] == [job, other]
+    assert [epoch for epoch, _ in both.ended] == [both.leases[1].epoch]
+    assert both.settings == {"paused": None}, "the later word counts"
+    assert [line.message for line in both.events][:2] == ["accepted", "granted 1 GPU"]
+    assert not b.engine.take_changes()

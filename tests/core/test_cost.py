@@ -104,6 +104,25 @@ def test_ten_thousand_different_shapes_cost_one_look_each(box: NewBox, counts: C
     assert counts["place"] == counts["eligible"] == 1 and counts["count_serviceable"] == 10_000
 
 
+def test_sweeping_out_stale_deadlines_costs_a_few_looks_for_each_added(
+    box: NewBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all of very many still mean something."""
+    b = box("1")
+    b.submit(1)
+    looks = 0
+    real = Engine._is_alive
+
+    def counted(*args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return real(*args)
+
+    monkeypatch.setattr(Engine, "_is_alive", counted)
+    crowd(b, 10_000, [{"max_wait": 86400.0}])
+    assert looks < 3 * 10_000
+
+
 def test_the_shapes_known_are_those_that_wait(box: NewBox) -> None:
     b = box("1")
     b.submit(1)

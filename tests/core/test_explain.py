@@ -132,6 +132,17 @@ def test_nobody_is_told_to_wait_behind_a_job_of_lower_rank(box: NewBox) -> None:
     b.settle()
 
 
+def test_nobody_is_told_to_wait_behind_a_job_that_is_held_since(box: NewBox) -> None:
+    b = box("2")
+    b.submit(1)
+    big, small = b.submit(2), b.submit(1)
+    b.do(ev.Update(big, held=True))
+    assert b.why(small).code is Code.STARTING
+    assert b.why(big).code is Code.HELD
+    b.settle()
+    assert small in b.running
+
+
 def test_unavailable(box: NewBox) -> None:
     b = box("6")
     b.drain("a0", reason="fan")

@@ -147,6 +147,15 @@ def test_a_burst_of_submits_wants_one_pass(box: NewBox) -> None:
     assert b.running == jobs[:8] and b.waiting == jobs[8:]
 
 
+def test_one_pass_starts_no_more_than_may_run(box: NewBox) -> None:
+    b = box("8", max_running=3)
+    jobs = [b.ask(1) for _ in range(5)]
+    b.do(ev.Pass())
+    assert b.running == jobs[:3] and b.engine.slots == 0
+    b.release(jobs[0])
+    assert b.running == jobs[1:4]
+
+
 def test_epochs_rise_with_every_grant(box: NewBox) -> None:
     b = box("2")
     b.engine._next_epoch = 7 << 32

@@ -266,3 +266,36 @@ def test_history_is_saved_line_by_line(box: NewBox) -> None:
     assert [line.message for line in restart.store.events(job)] == ["accepted", "granted 1 GPU", "exit 3"]
     assert restart.store.ended_jobs()[0].id == job
     assert restart.store.check() == []
+
+
+def test_nothing_that_fell_due_while_the_server_was_away_is_taken_before_the_window_is_over(box: NewBox) -> None:
+    """Time limit, cancel and confirmation: the holders could not be heard, and have the window to come back."""
+    b = box("3", window=30, end_grace=4, confirm_within=5)
+    limited = b.submit(1, time_limit=10.0, token_hash=b"l")
+    cancelled = b.submit(1, token_hash=b"c")
+    unconfirmed = b.submit(1, auto_confirm=False, token_hash=b"u")
+    b.cancel(cancelled)
+    b.told(cancelled)
+    c = Restart(b).again(after=60.0)
+    jobs = [limited, cancelled, unconfirmed]
+    assert c.running == jobs
+    c.wait(29)
+    assert c.running == jobs
+    for job in jobs:
+        c.happen(ev.Attach(job))
+    c.confirm(unconfirmed)
+    c.wait(1)
+    assert c.running == [unconfirmed]
+    assert (c.state(limited), c.state(cancelled)) == (State.TIMED_OUT, State.CANCELLED)
+    c.claim(do.Notify)
+
+
+def test_what_cannot_be_is_not_taken_over(box: NewBox) -> None:
+    b = box("1")
+    running, ended = b.submit(1), b.submit(1)
+    b.cancel(ended)
+    engine = Engine(b.nodes)
+    with pytest.raises(AssertionError, match="job 2 has ended"):
+        engine.restore([b.job(ended)], {}, b.now)
+    with pytest.raises(AssertionError, match="a0 is leased to jobs 1 and 1"):
+        Engine(b.nodes).restore([b.job(running)] * 2, {}, b.now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
 from gpusched.scheduler.core.states import Outcome, State
 
@@ -60,6 +61,8 @@ class After(Enum):
                 return True
             case After.FAILED:
                 return state is not State.COMPLETED
+            case _:
+                assert_never(self)
 
 
 @dataclass(frozen=True, slots=True)

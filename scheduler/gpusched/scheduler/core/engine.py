@@ -7,7 +7,7 @@ reads no clock, so the same events give the same effects, in a test, in a replay
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 from gpusched.scheduler.core import admission, recovery
 from gpusched.scheduler.core import effects as do
@@ -213,6 +213,8 @@ class Engine(Moves):
                 raise Aborted("the grant was superseded by a newer one", reason="GRANT_EXPIRED")
             case Finished():
                 raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
+            case _:
+                assert_never(job.status)
 
     # -- ending ------------------------------------------------------------------------------------------
 
@@ -260,6 +262,8 @@ class Engine(Moves):
                     reason="JOB_ENDED",
                     field="job_id",
                 )
+            case _:
+                assert_never(job.status)
 
     def _on_requeue(self, event: ev.Requeue, now: float) -> None:
         job = self.job(event.job)

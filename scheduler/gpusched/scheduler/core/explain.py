@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import assert_never
 
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
@@ -176,6 +177,8 @@ def _gated(job: Job, gate: Gate, needed: int) -> Reason:
         case Gate.BACKOFF:
             failed = f"attempt {job.attempt} failed; it is tried again after a pause"
             return Reason(Code.BACKOFF, failed, needed, until=job.not_before)
+        case _:
+            assert_never(gate)
 
 
 def _behind(job: Job, needed: int, free: int) -> Reason:

@@ -75,7 +75,7 @@ def give_up_absent(engine: Engine, now: float) -> None:
         if isinstance(job.status, Queued):
             outcome = Outcome(message="its client did not come back after the restart")
             engine._end(job, now, State.CANCELLED, outcome, "JOB_CANCELLED")
-        elif isinstance(job.status, Running):
+        else:
             who = "supervisor" if job.spec.batch is not None else "holder"
             outcome = Outcome(message=f"its {who} did not come back after the restart")
             engine._finish_run(job, now, State.LOST, outcome, reason="LEASE_REVOKED")
