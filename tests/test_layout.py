@@ -102,6 +102,7 @@ VIOLATIONS = [
     ("inventory", "scheduler/gpusched/scheduler/inventory/planted.py", "from gpusched.v1 import job_pb2"),
     ("store", "scheduler/gpusched/scheduler/store/planted.py", "import gpusched.scheduler.codec"),
     ("runner", "scheduler/gpusched/scheduler/runner/planted.py", "import gpusched.scheduler.driver"),
+    ("simulate", "scheduler/gpusched/scheduler/simulate/planted.py", "import gpusched.scheduler.driver"),
     ("wire", "scheduler/gpusched/scheduler/planted.py", "from gpusched.v1 import job_pb2"),
     ("wire", "scheduler/gpusched/scheduler/planted.py", "import grpc.aio"),
     ("wire", "scheduler/gpusched/scheduler/inventory/planted.py", "from google.protobuf import message"),

@@ -91,6 +91,10 @@ class Box:
                 return b""
             raise
 
+    def attempts(self, job_id: str) -> list[tuple[str, str]]:
+        """How its runs ended."""
+        return [(state_of(each), each.outcome.message) for each in self.job(job_id).attempts]
+
     def history(self, job_id: str) -> str:
         return "\n".join(line.message for line in self.job(job_id).history)
 

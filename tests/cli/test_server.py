@@ -99,6 +99,15 @@ def test_tables(server: Server) -> None:
         assert table(good(server, "nodes"))[1][1:5] == ["8", "3", "5", "up"]
 
 
+def test_a_wrong_simulation_is_said_before_a_busy_state_directory(server: Server) -> None:
+    done = gpusched(server, "serve", "--simulate", "x", "--port", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gpusched: cannot simulate 'x': ") and "Allowed: 8" in done.stderr
+    done = gpusched(server, "serve", "--simulate", "8", "--port", "0")
+    assert done.returncode == 1
+    assert str(server.state_dir) in done.stderr
+
+
 def test_ended_jobs_are_shown_on_demand(server: Server) -> None:
     with Holder(server.address, name="done") as holder:
         holder.release(exit_status=3)

@@ -4,7 +4,8 @@ import types
 import pytest
 
 from gpusched.client import environment, procs
-from gpusched.client.environment import Layers, lease_variables, narrowed
+from gpusched.client.environment import Layers, narrowed
+from gpusched.client.variables import lease_variables
 
 
 def test_put_back_exactly():

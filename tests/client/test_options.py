@@ -34,7 +34,9 @@ def test_numbers_that_are_whole_will_do():
     ("field", "value"),
     [
         ("gpus", 0), ("gpus", -1), ("gpus", 1.5), ("gpus", 1.0), ("gpus", "2"), ("gpus", True), ("gpus", 10**9),
-        ("gpus", None), ("priority", 101), ("priority", 0.5), ("gpu_memory", "40X"), ("gpu_memory", -1),
+        ("nodes", ""), ("nodes", 3.5), ("gpu_ids", "0,,1"), ("gpu_ids", True),
+        ("exclude", "a\nb"), ("labels", {"": "x"}), ("labels", "a=b"), ("gpus_per_node", 0), ("placement", "tight"),
+        ("priority", 101), ("priority", 0.5), ("gpu_memory", "40X"), ("gpu_memory", -1),
         ("time_limit", "soon"), ("time_limit", 0), ("time_limit", -5), ("time_limit", float("nan")),
         ("max_wait", "-1m"), ("name", "a\nb"), ("name", "\x1b[31mred"), ("name", "x" * 2**20), ("name", 7),
         ("gpu_model", "H\0"), ("url", "nowhere"), ("nested", "maybe"),

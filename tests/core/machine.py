@@ -228,7 +228,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert snapshot(self.engine) == before and not self.engine._changes
         if devices is None:
             assert foresee(self.engine, job).message.isprintable()
-        place = self.engine.queue.rank(job.key) + 1
+        place = self.engine.queue.position(job)
         assert self.step(ev.Submit(spec)) is None
         self.enter(job.id)
         assert self.engine.queue.position(self.engine.jobs[job.id]) == place
@@ -371,7 +371,7 @@ class EngineMachine(RuleBasedStateMachine):
         for number, _ in grants:
             job = self.engine.jobs[number]
             for other in oracle.waiting(self.engine):
-                aside = self.engine.queue.classes[other.request].verdict is Verdict.SET_ASIDE
+                aside = self.engine.queue.class_of(other).verdict is Verdict.SET_ASIDE
                 overtaken = other.key < job.key and oracle.share(self.engine, job, other)
                 assert aside or not overtaken, f"{job.id} overtook {other.id}"
 
@@ -396,7 +396,7 @@ class EngineMachine(RuleBasedStateMachine):
         for request in list(self.since):
             if request not in shapes:
                 del self.since[request]
-        since = {request: found.unavailable_since for request, found in self.engine.queue.classes.items()}
+        since = {found.request: found.unavailable_since for found in self.engine.queue.classes.values()}
         assert since == {request: self.since.get(request) for request in shapes}
 
     @invariant()

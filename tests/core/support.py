@@ -17,6 +17,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.explain import Reason, explain
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Owner, Request
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Finished, Outcome, State
 
@@ -126,6 +127,8 @@ class Box:
 
     def __init__(self, *shapes: str, now: float = 1000.0, **settings: Any) -> None:
         self.nodes = make_nodes(*(shapes or ("4",)))
+        # Strict order unless a test says otherwise: the rules that hold under every policy are easiest to see there.
+        settings.setdefault("policy", PolicySettings(backfill="none", aging=0.0))
         self.settings = Settings(**settings)
         self.engine = Engine(self.nodes, self.settings)
         self.now = now

@@ -77,6 +77,51 @@ def test_a_run_that_could_not_be_started_is_lost_at_once_and_an_old_word_means_n
     assert (b.state(job), b.outcome(job).message) == (State.LOST, "no agent")
 
 
+def test_a_supervisor_that_drops_before_it_confirms_is_waited_for(box: NewBox) -> None:
+    """It may have died before its agent had a share in its stream: then the command is not dead yet."""
+    b = box("1", start_within=7)
+    killed = submit(b)
+    b.happen(ev.Attach(killed))
+    b.happen(ev.Leave(killed, b.job(killed).attachment))
+    assert (b.state(killed), b.free) == (State.RUNNING, [])
+    b.happen(ev.NotStarted(killed, b.epoch(killed), "its supervisor was killed by SIGKILL"))
+    assert (b.state(killed), b.outcome(killed).message) == (State.LOST, "its supervisor was killed by SIGKILL")
+    silent = submit(b)
+    b.happen(ev.Attach(silent))
+    b.happen(ev.Leave(silent, b.job(silent).attachment))
+    b.wait(6.9)
+    assert b.state(silent) is State.RUNNING
+    b.wait(0.1)
+    assert b.state(silent) is State.LOST
+    returns = submit(b)
+    b.happen(ev.Attach(returns))
+    b.happen(ev.Leave(returns, b.job(returns).attachment))
+    run(b, returns)
+    b.wait(100)
+    b.happen(ev.Leave(returns, b.job(returns).attachment))
+    assert b.state(returns) is State.LOST, "one that had confirmed is gone with its stream"
+
+
+@pytest.mark.parametrize("how", ["not started", "too late", "gone"])
+def test_a_cancelled_run_that_ends_without_a_word_is_cancelled(box: NewBox, how: str) -> None:
+    b = box("1", start_within=7)
+    job = submit(b, requeue=True, retry=RetryPolicy(5, 0.0))
+    if how == "gone":
+        run(b, job)
+    b.cancel(job)
+    b.told(job)
+    match how:
+        case "not started":
+            b.happen(ev.NotStarted(job, b.epoch(job), "no agent"))
+        case "too late":
+            b.wait(7)
+        case _:
+            b.happen(ev.Leave(job, b.job(job).attachment))
+    assert b.state(job) is State.CANCELLED
+    assert b.outcome(job).message.startswith("cancelled by")
+    assert [attempt.state for attempt in b.job(job).attempts] == [State.CANCELLED]
+
+
 def test_failures_are_tried_again_after_a_growing_pause(box: NewBox) -> None:
     b = box("1")
     job = submit(b, retry=RetryPolicy(2, 10.0))
@@ -120,11 +165,11 @@ def test_a_lost_run_is_queued_again_at_its_place_if_so_wished_and_does_not_count
     later = submit(b)
     for number in range(1, MAX_LOSSES):
         b.claim(do.StartRun)
-        b.happen(ev.Leave(job, b.job(job).attachment))
+        b.happen(ev.NotStarted(job, b.epoch(job), "its supervisor was killed by SIGKILL"))
         assert b.running == [job], "it comes before the later one"
         assert b.job(job).attempt == number + 1
     assert b.job(job).failures == 0
-    b.happen(ev.Leave(job, b.job(job).attachment))
+    b.happen(ev.NotStarted(job, b.epoch(job), "its supervisor was killed by SIGKILL"))
     assert b.state(job) is State.LOST, "something about it kills its supervisor"
     assert b.running == [later]
 
@@ -300,8 +345,11 @@ def test_moves_by_hand_follow_the_table(box: NewBox) -> None:
     assert (b.running, b.job(job).attempt) == ([job], 2)
     b.happen(ev.Force(job, State.COMPLETED, "it did its work"))
     assert (b.state(job), b.outcome(job).message) == (State.COMPLETED, "it did its work")
+    runs = [(each.number, each.state, each.outcome.message, each.devices) for each in b.job(job).attempts]
+    assert runs == [(1, State.CANCELLED, "stuck", ("a0",)), (2, State.COMPLETED, "it did its work", ("a0",))]
     b.happen(ev.Force(waits, State.FAILED, "broken"))
     assert b.state(waits) is State.FAILED
+    assert [each.state for each in b.job(waits).attempts] == [State.FAILED], "it ran by then"
     with pytest.raises(NotSatisfiable, match="no other state"):
         b.do(ev.Force(waits, State.QUEUED, "again"))
 

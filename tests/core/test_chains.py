@@ -106,9 +106,9 @@ def test_changes_that_could_not_be_saved_are_saved_with_those_that_follow(box: N
     job = submit(b)
     b.happen(ev.Pause("x"))
     first = b.engine.take_changes()
+    b.happen(ev.Pause(None))
     other = b.submit(1)
     b.leave(other)
-    b.happen(ev.Pause(None))
     both = first.before(b.engine.take_changes())
     assert list(both.jobs) == [job, other] and both.sync and both
     assert [lease.job for lease in both.leases] == [job, other]

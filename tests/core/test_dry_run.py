@@ -22,7 +22,7 @@ def dry(b: Box, spec: JobSpec) -> tuple[int, tuple[str, ...] | None]:
     """Position and devices, having checked that nothing has changed."""
     before = snapshot(b.engine)
     job, devices = b.engine.dry_run(spec, b.now)
-    position = b.engine.queue.rank(job.key) + 1
+    position = b.engine.queue.position(job)
     assert snapshot(b.engine) == before
     invariants.check(b.engine)
     return position, devices

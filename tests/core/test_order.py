@@ -54,8 +54,8 @@ def test_positions_run_from_one_without_gaps(box: NewBox) -> None:
     left = [waiting[i] for i in (0, 1, 3, 5)]
     assert b.waiting == left
     assert [b.engine.queue.position(b.job(job)) for job in left] == [1, 2, 3, 4]
-    assert b.engine.queue.after(b.job(waiting[2]).key) is b.job(waiting[3]), "one that left still marks its place"
-    assert b.engine.queue.after(None) is b.job(left[0]) and b.engine.queue.after(b.job(left[-1]).key) is None
+    assert b.engine.queue.after(((), b.job(waiting[2]).key)) is b.job(waiting[3]), "one that left still marks its place"
+    assert b.engine.queue.after(None) is b.job(left[0]) and b.engine.queue.after(((), b.job(left[-1]).key)) is None
     b.release(holder)
     assert [b.engine.queue.position(b.job(job)) for job in left[1:]] == [1, 2, 3]
 
@@ -236,6 +236,6 @@ def test_the_invariants_notice_broken_state(box: NewBox) -> None:
         invariants.check(engine)
     del engine.running[waiter]
 
-    engine.queue._order.remove(b.job(waiter).key)
+    engine.queue._lanes[()].remove(b.job(waiter).key)
     with pytest.raises(AssertionError, match="queue length"):
         invariants.check(engine)

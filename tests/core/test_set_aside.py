@@ -52,7 +52,7 @@ def test_a_head_is_set_aside_after_a_minute_and_starts_when_mended(box: NewBox, 
 
     MEND[how](b)
     assert b.waiting == [head], "it waits for its turn like anybody"
-    assert b.engine.queue.classes[b.job(head).request].verdict is Verdict.WAITS
+    assert b.engine.queue.class_of(b.job(head)).verdict is Verdict.WAITS
     later = b.submit(1)
     assert b.waiting == [head, later], "and blocks again"
     b.release(small)

@@ -87,10 +87,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):  # type: ignore[misc]
         reason = job_pb2.Reason(code=job_pb2.REASON_CODE_RESOURCES, message=message)
         self.say(queued=scheduler_pb2.Queued(job_id="7", position=position, total=total, reason=reason))
 
-    def grant(self, epoch: int = 1, indices: tuple[int, ...] = (0,), node: str = NODE, confirm: bool = True) -> None:
+    def grant(
+        self,
+        epoch: int = 1,
+        indices: tuple[int, ...] = (0,),
+        node: str = NODE,
+        confirm: bool = True,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         gpus = [job_pb2.AllocatedGpu(uuid=f"GPU-{index}", index=index, node=node) for index in indices]
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)), "GPUSCHED_JOB_ID": "7"}
-        granted = scheduler_pb2.Granted(job_id="7", epoch=epoch, gpus=gpus, environment=environment)
+        variables = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)), "GPUSCHED_JOB_ID": "7"} | (environment or {})
+        granted = scheduler_pb2.Granted(job_id="7", epoch=epoch, gpus=gpus, environment=variables)
         if confirm:
             granted.confirm_by.GetCurrentTime()
         self.say(granted=granted)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 from gpusched.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -27,6 +29,19 @@ def test_inner_gets_a_part_at_once(gsrun: Start) -> None:
     assert outer[1].split(",")[:2] == two[1].split(",")
     assert len({outer[2], two[2], one[2], inner_of_two[2]}) == 1
     assert run.err == ""
+
+
+def test_the_command_talks_to_the_scheduler_of_its_lease(idle: Server) -> None:
+    """Also if that was named by `--url` alone."""
+    env = {name: value for name, value in idle.env.items() if name != "GPUSCHED_URL"}
+    show = 'echo $GPUSCHED_URL; "$@" status --json'
+    command = ["sh", "-c", show, "sh", sys.executable, "-m", "gpusched.client.cli"]
+    url = f"grpc://localhost:{idle.port}"
+    done = subprocess.run([*GSRUN, "--url", url, *command], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    address, _, document = done.stdout.partition("\n")
+    assert address == idle.address
+    assert json.loads(document)["address"] == idle.address
 
 
 def test_inner_is_the_command_itself(gsrun: Start) -> None:

@@ -58,6 +58,13 @@ def test_lost_lease_stops_the_work(fake: FakeScheduler, start: Start) -> None:
     assert "gsrun: the scheduler took the GPUs back: outlived its time limit; ending the command" in run.err
 
 
+def test_a_grant_sets_variables_of_gpus_alone(fake: FakeScheduler, start: Start) -> None:
+    run = start("sh", "-c", "echo $CUDA_VISIBLE_DEVICES ${LD_PRELOAD-none} $HOME", env={"HOME": "/home/of/mine"})
+    fake.grant(environment={"LD_PRELOAD": "/evil.so", "HOME": "/evil"})
+    assert run.wait() == 0
+    assert run.out == "0 none /home/of/mine\n"
+
+
 def test_lost_lease_stops_stubborn_work(fake: FakeScheduler, start: Start) -> None:
     run = start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.02; done", env={"GPUSCHED_KILL_AFTER": "0.2s"})
     fake.grant()

@@ -41,6 +41,10 @@ class FakeGpu:
     remapped: Any = field(default_factory=lambda: error(NOT_SUPPORTED))
     xids: list[int] = field(default_factory=list)
     events_supported: bool = True
+    links: list[Any] = field(default_factory=list)  # for each NVLink a bus id, "switch", None (down), or an exception
+    near: dict[str, Any] = field(default_factory=dict)  # uuid of another GPU to the level of their common ancestor
+    instances: list[Any] | None = None  # of a GPU with MIG on, by number; None where there is none
+    mig_mode: Any = field(default_factory=lambda: error(NOT_SUPPORTED))
     opening: Exception | None = None
     broken: Exception | None = None  # what every call about this device raises
 
@@ -108,6 +112,36 @@ class FakeNvml:
 
     def nvmlDeviceGetName(self, handle: FakeGpu) -> str:
         return handle.name
+
+    def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:
+        return [1, 1] if handle.instances is not None else list(handle.answer(handle.mig_mode))
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: FakeGpu) -> int:
+        assert handle.instances is not None
+        return len(handle.instances)
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: FakeGpu, number: int) -> FakeGpu:
+        assert handle.instances is not None
+        instance = handle.instances[number]
+        if instance is None:
+            raise error(pynvml.NVML_ERROR_NOT_FOUND)
+        assert isinstance(instance, FakeGpu)
+        return instance
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, one: FakeGpu, other: FakeGpu) -> int:
+        level = one.near.get(other.uuid, other.near.get(one.uuid, error(NOT_SUPPORTED)))
+        return int(one.answer(level))
+
+    def nvmlDeviceGetNvLinkState(self, handle: FakeGpu, link: int) -> int:
+        if link >= len(handle.links):
+            raise error(pynvml.NVML_ERROR_INVALID_ARGUMENT if handle.links else NOT_SUPPORTED)
+        return int(handle.answer(handle.links[link]) is not None)
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, handle: FakeGpu, link: int) -> SimpleNamespace:
+        return SimpleNamespace(busId=str(handle.links[link]).encode())
+
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle: FakeGpu, link: int) -> int:
+        return 2 if handle.links[link] == "switch" else 0
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu, version: int | None = None) -> SimpleNamespace:
         if version and "nvmlDeviceGetMemoryInfo_v2" in self.missing:

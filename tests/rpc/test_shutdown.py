@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gpusched.v1 import resources_pb2, scheduler_pb2
 from rpc import http2
-from rpc.calls import PATIENCE, Client, until
+from rpc.calls import PATIENCE, Client, Refusal, until
 from rpc.servers import assert_quiet
 from support.server import Server, free_port
 
@@ -47,7 +47,10 @@ async def test_holders_are_told_before_the_server_goes(mortal: Server, number: s
         )
         assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
         watching = client.scheduler.WatchJobs(scheduler_pb2.WatchJobsRequest())
-        await watching.read()
+        gpus = client.scheduler.WatchGpus(scheduler_pb2.WatchGpusRequest())
+        waiting = client.scheduler.WaitJob(scheduler_pb2.WaitJobRequest(job_id=holder.job_id))
+        for call in (watching, gpus, waiting):
+            await call.read()
         began = time.monotonic()
         mortal.process.send_signal(number)
         mortal.process.send_signal(number)  # a second one is no harm
@@ -59,8 +62,16 @@ async def test_holders_are_told_before_the_server_goes(mortal: Server, number: s
             assert not notice.HasField("deadline")
         assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         for stream in (holder, waiter):
-            assert (await stream.end()).code is grpc.StatusCode.UNAVAILABLE
+            end = await stream.end()
+            assert (end.code, end.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
             assert "ended" not in stream.seen  # nothing is ended by it
+        for call in (watching, gpus, waiting):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            found = Refusal.of(caught.value)
+            assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+            assert found.message == "the scheduler is stopping"
         assert await ended(mortal) == 0
         assert time.monotonic() - began < 5.0
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -90,6 +91,10 @@ def forest(shared_server: Server, lease: Lease, tmp_path: Path) -> Callable[...,
     return plant
 
 
+def failure_of(runner: Runner, run: Run) -> bool:
+    return (*run.key, "its supervisor was killed by SIGKILL") in runner.failures
+
+
 @pytest.mark.parametrize("words", [(), ("stubborn",)])
 def test_killed_supervisor_leaves_nothing_and_then_its_lease_ends(
     forest: Callable[..., tuple[Job, Run]], shared_server: Server, shared_runner: Runner, words: tuple[str, ...]
@@ -102,7 +107,7 @@ def test_killed_supervisor_leaves_nothing_and_then_its_lease_ends(
     wait_until(waiter.granted, QUICK, "the next in the queue")
     assert waiter.left == [], "the lease was released while something of the command was alive"
     waiter.close()
-    assert shared_runner.failures == []
+    wait_until(lambda: failure_of(shared_runner, run), QUICK, "the agent's word")
 
 
 def test_a_stopped_supervisor_is_cleaned_up_after_too(
@@ -206,6 +211,26 @@ def test_killed_agent_harms_no_run_and_is_replaced(
     go_on.touch()
     assert job.wait().outcome.exit_status == 4
     assert runner.failures == []
+
+
+def test_commands_of_a_later_agent_have_the_same_limit_of_open_files(
+    shared_server: Server, lease: Lease, tmp_path: Path
+) -> None:
+    """The server lifts its own limit once it serves."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+    try:
+        with Runner(tmp_path) as runner:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (800, before[1]))
+            kill(runner.agents[0])
+            wait_until(lambda: runner.agent != runner.agents[0], QUICK, "another agent")
+            job = lease(shared_server)
+            run = job.run(tmp_path, ("sh", "-c", "ulimit -Sn"))
+            runner.launch(run)
+            job.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert output(run) == "400\n"
 
 
 def test_runs_that_come_while_there_is_no_agent_wait_for_the_next(

@@ -100,7 +100,7 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the next agents do, as code; the last one goes on being the next."""
     codes: list[str] = []
 
-    def spawn_fake(sock: socket.socket, _: Path) -> subprocess.Popen[bytes]:
+    def spawn_fake(sock: socket.socket, _: Path, files: tuple[int, int]) -> subprocess.Popen[bytes]:
         code = codes.pop(0) if len(codes) > 1 else codes[0]
         command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), str(sock.fileno())]
         return subprocess.Popen(command, pass_fds=(sock.fileno(),))

@@ -56,6 +56,7 @@ def test_every_option_everywhere(home: dict[str, str], tmp_path: Path) -> None:
         "port": ("4711", 4711),
         "simulate": ("2x8", "2x8"),
         "gpu_mode": ("simulated", "simulated"),
+        "labels": ("disk=nvme", (("disk", "nvme"),)),
         "state_dir": ("/srv/state", Path("/srv/state")),
         "grace": ("2m", 120.0),
         "confirm_within": ("500ms", 0.5),
@@ -76,7 +77,9 @@ def test_every_option_everywhere(home: dict[str, str], tmp_path: Path) -> None:
     flags = [word for option in options for word in (option.flag, texts[option.field][0])]
     variables = {option.variable: texts[option.field][0] for option in options}
     lines = [
-        f'{option.key} = ["dcgm"]' if option.repeatable else f'{option.key} = "{texts[option.field][0]}"'
+        f'{option.key} = ["{texts[option.field][0]}"]'
+        if option.repeatable
+        else f'{option.key} = "{texts[option.field][0]}"'
         for option in options
     ]
     file = write(tmp_path, "\n".join(lines))

@@ -26,9 +26,22 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+_OF_A_LEASE = ("GPUSCHED_", "CUDA_", "NVIDIA_")
+_OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
+
+
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Our environment for a subprocess: no `GPUSCHED_*` of the caller's, the source tree importable."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCHED_", "CUDA_", "NVIDIA_"))}
+    """Our environment for a subprocess: nothing of the caller's lease or window, the source tree importable.
+
+    pytest-xdist sets `COLUMNS` in its workers, for one. Bytecode is kept: what starts here hundreds of times would
+    compile itself each time.
+    """
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_OF_A_LEASE) and name not in _OF_A_TERMINAL
+    }
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     inherited = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     env["PYTHONPATH"] = os.pathsep.join([*SOURCE_ROOTS, *inherited])
     env["PYTHONUNBUFFERED"] = "1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
@@ -134,10 +134,16 @@ class Ticket(BaseTicket[Lease]):
 
 
 def acquire(
-    gpus: int = 1,
+    gpus: int | None = None,
     *,
     gpu_memory: str | int | None = None,
     gpu_model: str | None = None,
+    nodes: str | Iterable[str] | None = None,
+    gpu_ids: str | int | Iterable[str | int] | None = None,
+    exclude: str | int | Iterable[str | int] | None = None,
+    labels: Mapping[str, str] | None = None,
+    gpus_per_node: int | None = None,
+    placement: str | None = None,
     priority: int = 0,
     name: str | None = None,
     time_limit: float | str | timedelta | None = None,
@@ -160,6 +166,12 @@ def acquire(
         gpus,
         gpu_memory=gpu_memory,
         gpu_model=gpu_model,
+        nodes=nodes,
+        gpu_ids=gpu_ids,
+        exclude=exclude,
+        labels=labels,
+        gpus_per_node=gpus_per_node,
+        placement=placement,
         priority=priority,
         name=name,
         time_limit=time_limit,

@@ -12,8 +12,6 @@ from gpusched.client import procs
 UVM_DEVICE = "/dev/nvidia-uvm"
 """What every process with CUDA initialised has open (NVML alone does not open it)."""
 
-_ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "GPUSCHED_")
-
 JOB_ID = "GPUSCHED_JOB_ID"
 OF_A_LEASE = (
     *(JOB_ID, "GPUSCHED_LEASE_ID", "GPUSCHED_GPUS", "GPUSCHED_NODE", "GPUSCHED_URL"),
@@ -74,16 +72,6 @@ class Layers:
 
 
 process_environment = Layers(os.environ)
-
-
-def lease_variables(granted: Mapping[str, str], address: str) -> dict[str, str]:
-    """The variables of a lease: those of the grant that concern GPUs, and where its scheduler is.
-
-    A server must not set anything else in its users' processes.
-    """
-    variables = {name: value for name, value in granted.items() if name.startswith(_ALLOWED_PREFIXES)}
-    variables["GPUSCHED_URL"] = address
-    return variables
 
 
 def narrowed(variables: Mapping[str, str], positions: Sequence[int]) -> dict[str, str]:

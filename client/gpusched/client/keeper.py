@@ -21,6 +21,7 @@ from gpusched.client.gsrun.reach import state_of
 from gpusched.client.lease_views import Grant, Notice, NoticeKind, QueueUpdate, Reason, ReasonCode
 from gpusched.client.serveruser import check_server_user
 from gpusched.client.transport import addressed, failure, open_channel
+from gpusched.client.where import Where
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 if TYPE_CHECKING:
@@ -168,13 +169,15 @@ class Keeper:
     def _message(self) -> scheduler_pb2.AcquireRequest:
         asked = self._request
         pid, ticks = self._owner
+        resources = resources_pb2.ResourceRequest(
+            gpus=asked["gpus"],
+            gpu_memory_bytes=asked["gpu_memory_bytes"],
+            gpu_model=asked["gpu_model"],
+            node=self._own_node(),
+        )
+        Where(**asked["where"]).put(resources)
         message = scheduler_pb2.AcquireRequest(
-            resources=resources_pb2.ResourceRequest(
-                gpus=asked["gpus"],
-                gpu_memory_bytes=asked["gpu_memory_bytes"],
-                gpu_model=asked["gpu_model"],
-                node=self._own_node(),
-            ),
+            resources=resources,
             name=asked["name"],
             priority=asked["priority"],
             immediate=asked["immediate"],

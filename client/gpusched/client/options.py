@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from gpusched.client.address import server_address
 from gpusched.client.units import duration_seconds, parse_size
 from gpusched.client.usage import UsageError
+from gpusched.client.where import ANYWHERE, Where, checked_where
 
 MAX_GPUS = 100_000
 MAX_NAME = 128
@@ -28,6 +30,7 @@ class AcquireOptions:
     gpus: int
     gpu_memory_bytes: int = 0
     gpu_model: str = ""
+    where: Where = ANYWHERE
     priority: int = 0
     name: str = ""
     time_limit: float | None = None
@@ -42,6 +45,7 @@ class AcquireOptions:
             "gpus": self.gpus,
             "gpu_memory_bytes": self.gpu_memory_bytes,
             "gpu_model": self.gpu_model,
+            "where": self.where._asdict(),
             "priority": self.priority,
             "name": self.name,
             "time_limit": self.time_limit,
@@ -52,10 +56,16 @@ class AcquireOptions:
 
 
 def checked_options(
-    gpus: int,
+    gpus: int | None,
     *,
     gpu_memory: str | int | None,
     gpu_model: str | None,
+    nodes: str | Iterable[str] | None,
+    gpu_ids: str | int | Iterable[str | int] | None,
+    exclude: str | int | Iterable[str | int] | None,
+    labels: Mapping[str, str] | None,
+    gpus_per_node: int | None,
+    placement: str | None,
     priority: int,
     name: str | None,
     time_limit: float | str | timedelta | None,
@@ -68,11 +78,20 @@ def checked_options(
     limit = None if time_limit is None else duration_seconds(time_limit, "time_limit")
     if limit == 0:
         raise UsageError("time_limit", time_limit, "give more than no time at all, or None for no limit")
+    where = checked_where(
+        nodes=nodes,
+        gpu_ids=gpu_ids,
+        exclude=exclude,
+        labels=labels,
+        gpus_per_node=gpus_per_node,
+        placement=placement,
+    )
     return AcquireOptions(
         address=server_address(url),
-        gpus=_whole("gpus", gpus, 1, MAX_GPUS),
+        gpus=_whole("gpus", len(where.gpu_ids) or 1 if gpus is None else gpus, 1, MAX_GPUS),
         gpu_memory_bytes=0 if gpu_memory is None else parse_size(gpu_memory, "gpu_memory"),
         gpu_model=_text("gpu_model", gpu_model or ""),
+        where=where,
         priority=_whole("priority", priority, -100, 100),
         name=_text("name", name) if name is not None else default_name(),
         time_limit=limit,

@@ -99,6 +99,7 @@ def fitting(gpus: Sequence[AllocatedGpu], options: AcquireOptions) -> list[int] 
         position
         for position, gpu in enumerate(gpus)
         if (not gpu.memory_bytes or gpu.memory_bytes >= options.gpu_memory_bytes)
+        and options.where.allows(gpu.uuid, gpu.index, gpu.node)
         and (not gpu.model or options.gpu_model.strip().lower() in gpu.model.lower())
     ]
     return suitable[: options.gpus] if len(suitable) >= options.gpus else None

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from gpusched.client.units import duration_seconds, parse_size
 from gpusched.client.usage import UsageError
+from gpusched.client.where import checked_where
 
 AFTER = ("ok", "any", "failed")
 _AFTER = re.compile(r"(\d{1,18})(?::([a-z]+))?", re.ASCII)
@@ -32,9 +33,15 @@ class Submission:
 
     Attributes:
         command: the program and its arguments; no shell runs it.
-        gpus: how many.
+        gpus: how many; None for one, or all of `gpu_ids`.
         gpu_memory: least memory of each, "40G" or bytes; None for any.
         gpu_model: text in the model's name, None for any.
+        nodes: names of the nodes that will do, None for any.
+        gpu_ids: GPUs that will do, by index, "node:index" or uuid, as "0,3" or a list; None for any.
+        exclude: nodes and GPUs that will not do.
+        labels: what the node, or the GPU itself, must be labelled with.
+        gpus_per_node: exactly so many on each node that is used.
+        placement: "pack" (the fullest node that holds it, the default) or "spread" (evenly over the emptiest).
         time_limit: "2h", seconds or a timedelta; None for the scheduler's default.
         environment: the command's; None for the present one.
         workdir: where it runs; None for the present directory.
@@ -50,9 +57,15 @@ class Submission:
     """
 
     command: Sequence[str]
-    gpus: int = 1
+    gpus: int | None = None
     gpu_memory: str | int | None = None
     gpu_model: str | None = None
+    nodes: str | Iterable[str] | None = None
+    gpu_ids: str | int | Iterable[str | int] | None = None
+    exclude: str | int | Iterable[str | int] | None = None
+    labels: Mapping[str, str] | None = None
+    gpus_per_node: int | None = None
+    placement: str | None = None
     priority: int = 0
     name: str | None = None
     time_limit: str | float | timedelta | None = None
@@ -85,9 +98,19 @@ class Submission:
 
         if isinstance(self.command, str) or not self.command:
             raise UsageError("command", self.command, "give the program and its arguments as a list of words")
-        resources = resources_pb.ResourceRequest(
-            gpus=_int32("gpus", self.gpus), gpu_model=_text("gpu_model", self.gpu_model or "")
+        where = checked_where(
+            nodes=self.nodes,
+            gpu_ids=self.gpu_ids,
+            exclude=self.exclude,
+            labels=self.labels,
+            gpus_per_node=self.gpus_per_node,
+            placement=self.placement,
         )
+        gpus = len(where.gpu_ids) or 1 if self.gpus is None else self.gpus
+        resources = resources_pb.ResourceRequest(
+            gpus=_int32("gpus", gpus), gpu_model=_text("gpu_model", self.gpu_model or "")
+        )
+        where.put(resources)
         if self.gpu_memory is not None:
             resources.gpu_memory_bytes = parse_size(self.gpu_memory, "gpu_memory")
         message = pb.SubmitRequest(

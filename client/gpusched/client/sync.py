@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
@@ -118,10 +118,16 @@ class Ticket(BaseTicket[Lease]):
 
 
 def acquire(
-    gpus: int = 1,
+    gpus: int | None = None,
     *,
     gpu_memory: str | int | None = None,
     gpu_model: str | None = None,
+    nodes: str | Iterable[str] | None = None,
+    gpu_ids: str | int | Iterable[str | int] | None = None,
+    exclude: str | int | Iterable[str | int] | None = None,
+    labels: Mapping[str, str] | None = None,
+    gpus_per_node: int | None = None,
+    placement: str | None = None,
     priority: int = 0,
     name: str | None = None,
     time_limit: float | str | timedelta | None = None,
@@ -137,9 +143,15 @@ def acquire(
     """Ask for GPUs: all of them at once, when it is our turn, for exactly as long as the block runs.
 
     Args:
-        gpus: how many.
+        gpus: how many; by default one, or all of `gpu_ids`.
         gpu_memory: least total memory of each, such as "40G" or a number of bytes.
         gpu_model: text that each one's model name contains, such as "H100".
+        nodes: names of the nodes that will do; a process on the scheduler's machine only gets GPUs of that one.
+        gpu_ids: the GPUs that will do, by index, "node:index" or uuid: `3`, "0,3", or a list.
+        exclude: GPUs (and nodes, by name) that will not do.
+        labels: what the node, or the GPU itself, must be labelled with, such as `{"mig": "3g.20gb"}`.
+        gpus_per_node: exactly so many on each node that is used.
+        placement: "pack" (the fullest node that holds it, the default) or "spread" (evenly over the emptiest).
         priority: tier, -100 to 100, higher first; above 0 is for the scheduler's own user.
         name: shown in lists; by default that of the script or notebook.
         time_limit: such as "2h", a timedelta or seconds; then `lease.check()` raises, and 30 s later the scheduler
@@ -168,6 +180,12 @@ def acquire(
         gpus,
         gpu_memory=gpu_memory,
         gpu_model=gpu_model,
+        nodes=nodes,
+        gpu_ids=gpu_ids,
+        exclude=exclude,
+        labels=labels,
+        gpus_per_node=gpus_per_node,
+        placement=placement,
         priority=priority,
         name=name,
         time_limit=time_limit,

@@ -21,6 +21,7 @@ from gpusched.client.lease_views import AllocatedGpu, Notice, QueueUpdate
 from gpusched.client.options import AcquireOptions
 from gpusched.client.session import Message, Session, live_sessions
 from gpusched.client.units import format_size
+from gpusched.client.variables import lease_variables
 
 L = TypeVar("L", bound=BaseLease)
 R = TypeVar("R")
@@ -207,9 +208,7 @@ class BaseTicket(Generic[L]):
             lease_id=grant.lease_id,
             job_id=grant.job_id,
             gpus=tuple(grant.gpus[position] for position in positions or whole),
-            env=environment.narrowed(
-                environment.lease_variables(grant.environment, self._options.address), positions or whole
-            ),
+            env=environment.narrowed(lease_variables(grant.environment, self._options.address), positions or whole),
             granted_at=grant.granted_at,
             expires_at=grant.expires_at,
             session=session,
@@ -312,6 +311,8 @@ def _too_few(job_id: str, gpus: tuple[AllocatedGpu, ...], options: AcquireOption
     wanted = f"{options.gpus} GPU{'s' if options.gpus > 1 else ''}"
     if options.gpu_model:
         wanted += f" of model {options.gpu_model}"
+    if options.where.gpu_ids:
+        wanted += f" of {', '.join(options.where.gpu_ids)}"
     if options.gpu_memory_bytes:
         wanted += f" with {format_size(options.gpu_memory_bytes)} each"
     return (

@@ -15,25 +15,37 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgpusched/v1/resources.proto\x12\x0bgpusched.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x0fResourceRequest\x12\x0c\n\x04gpus\x18\x01 \x01(\x05\x12\x18\n\x10gpu_memory_bytes\x18\x02 \x01(\x03\x12\x11\n\tgpu_model\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\tJ\x04\x08\x05\x10\x14\"^\n\nGpuProcess\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06job_id\x18\x05 \x01(\t\"\x95\x03\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.gpusched.v1.GpuState\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x0f\n\x07\x64rained\x18\x08 \x01(\x08\x12\x0e\n\x06job_id\x18\t \x01(\t\x12\x0c\n\x04user\x18\n \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x0b \x01(\x03\x12\x1b\n\x13utilization_percent\x18\x0c \x01(\x05\x12\x1b\n\x13temperature_celsius\x18\r \x01(\x05\x12\x13\n\x0bpower_watts\x18\x0e \x01(\x01\x12*\n\tprocesses\x18\x0f \x03(\x0b\x32\x17.gpusched.v1.GpuProcess\x12/\n\x0bobserved_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsimulated\x18\x11 \x01(\x08\"\x9b\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngpus_total\x18\x02 \x01(\x05\x12\x16\n\x0egpus_allocated\x18\x03 \x01(\x05\x12\x11\n\tgpus_free\x18\x04 \x01(\x05\x12\x0f\n\x07\x64rained\x18\x05 \x01(\x08\x12-\n\x06labels\x18\x06 \x03(\x0b\x32\x1d.gpusched.v1.Node.LabelsEntry\x12\x30\n\x0clast_seen_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64river_version\x18\x08 \x01(\t\x12\r\n\x05local\x18\t \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xc6\x01\n\x08GpuState\x12\x19\n\x15GPU_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eGPU_STATE_FREE\x10\x01\x12\x17\n\x13GPU_STATE_ALLOCATED\x10\x02\x12\x13\n\x0fGPU_STATE_DIRTY\x10\x03\x12\x15\n\x11GPU_STATE_FOREIGN\x10\x04\x12\x17\n\x13GPU_STATE_UNHEALTHY\x10\x05\x12\x15\n\x11GPU_STATE_DRAINED\x10\x06\x12\x16\n\x12GPU_STATE_CHECKING\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgpusched/v1/resources.proto\x12\x0bgpusched.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\x0fResourceRequest\x12\x0c\n\x04gpus\x18\x01 \x01(\x05\x12\x18\n\x10gpu_memory_bytes\x18\x02 \x01(\x03\x12\x11\n\tgpu_model\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\r\n\x05nodes\x18\x05 \x03(\t\x12\x0f\n\x07gpu_ids\x18\x06 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x07 \x03(\t\x12\x38\n\x06labels\x18\x08 \x03(\x0b\x32(.gpusched.v1.ResourceRequest.LabelsEntry\x12\x15\n\rgpus_per_node\x18\t \x01(\x05\x12)\n\tplacement\x18\n \x01(\x0e\x32\x16.gpusched.v1.Placement\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x0b\x10\x14\"^\n\nGpuProcess\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06job_id\x18\x05 \x01(\t\"\xc4\x04\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.gpusched.v1.GpuState\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x0f\n\x07\x64rained\x18\x08 \x01(\x08\x12\x0e\n\x06job_id\x18\t \x01(\t\x12\x0c\n\x04user\x18\n \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x0b \x01(\x03\x12\x1b\n\x13utilization_percent\x18\x0c \x01(\x05\x12\x1b\n\x13temperature_celsius\x18\r \x01(\x05\x12\x13\n\x0bpower_watts\x18\x0e \x01(\x01\x12*\n\tprocesses\x18\x0f \x03(\x0b\x32\x17.gpusched.v1.GpuProcess\x12/\n\x0bobserved_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsimulated\x18\x11 \x01(\x08\x12\x16\n\tnuma_node\x18\x12 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0cparent_index\x18\x13 \x01(\x05H\x01\x88\x01\x01\x12,\n\x06labels\x18\x14 \x03(\x0b\x32\x1c.gpusched.v1.Gpu.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_numa_nodeB\x0f\n\r_parent_index\"\x1a\n\x08GpuLinks\x12\x0e\n\x06scores\x18\x01 \x03(\x05\"\xc1\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngpus_total\x18\x02 \x01(\x05\x12\x16\n\x0egpus_allocated\x18\x03 \x01(\x05\x12\x11\n\tgpus_free\x18\x04 \x01(\x05\x12\x0f\n\x07\x64rained\x18\x05 \x01(\x08\x12-\n\x06labels\x18\x06 \x03(\x0b\x32\x1d.gpusched.v1.Node.LabelsEntry\x12\x30\n\x0clast_seen_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64river_version\x18\x08 \x01(\t\x12\r\n\x05local\x18\t \x01(\x08\x12$\n\x05links\x18\n \x03(\x0b\x32\x15.gpusched.v1.GpuLinks\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*k\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACEMENT_PACK\x10\x01\x12\x14\n\x10PLACEMENT_SPREAD\x10\x02\x12\x19\n\x15PLACEMENT_CONSOLIDATE\x10\x03*\xc6\x01\n\x08GpuState\x12\x19\n\x15GPU_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eGPU_STATE_FREE\x10\x01\x12\x17\n\x13GPU_STATE_ALLOCATED\x10\x02\x12\x13\n\x0fGPU_STATE_DIRTY\x10\x03\x12\x15\n\x11GPU_STATE_FOREIGN\x10\x04\x12\x17\n\x13GPU_STATE_UNHEALTHY\x10\x05\x12\x15\n\x11GPU_STATE_DRAINED\x10\x06\x12\x16\n\x12GPU_STATE_CHECKING\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gpusched.v1.resources_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
+  _globals['_RESOURCEREQUEST_LABELSENTRY']._options = None
+  _globals['_RESOURCEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_GPU_LABELSENTRY']._options = None
+  _globals['_GPU_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_NODE_LABELSENTRY']._options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_GPUSTATE']._serialized_start=966
-  _globals['_GPUSTATE']._serialized_end=1164
-  _globals['_RESOURCEREQUEST']._serialized_start=77
-  _globals['_RESOURCEREQUEST']._serialized_end=173
-  _globals['_GPUPROCESS']._serialized_start=175
-  _globals['_GPUPROCESS']._serialized_end=269
-  _globals['_GPU']._serialized_start=272
-  _globals['_GPU']._serialized_end=677
-  _globals['_NODE']._serialized_start=680
-  _globals['_NODE']._serialized_end=963
-  _globals['_NODE_LABELSENTRY']._serialized_start=918
-  _globals['_NODE_LABELSENTRY']._serialized_end=963
+  _globals['_PLACEMENT']._serialized_start=1427
+  _globals['_PLACEMENT']._serialized_end=1534
+  _globals['_GPUSTATE']._serialized_start=1537
+  _globals['_GPUSTATE']._serialized_end=1735
+  _globals['_RESOURCEREQUEST']._serialized_start=78
+  _globals['_RESOURCEREQUEST']._serialized_end=394
+  _globals['_RESOURCEREQUEST_LABELSENTRY']._serialized_start=343
+  _globals['_RESOURCEREQUEST_LABELSENTRY']._serialized_end=388
+  _globals['_GPUPROCESS']._serialized_start=396
+  _globals['_GPUPROCESS']._serialized_end=490
+  _globals['_GPU']._serialized_start=493
+  _globals['_GPU']._serialized_end=1073
+  _globals['_GPU_LABELSENTRY']._serialized_start=343
+  _globals['_GPU_LABELSENTRY']._serialized_end=388
+  _globals['_GPULINKS']._serialized_start=1075
+  _globals['_GPULINKS']._serialized_end=1101
+  _globals['_NODE']._serialized_start=1104
+  _globals['_NODE']._serialized_end=1425
+  _globals['_NODE_LABELSENTRY']._serialized_start=343
+  _globals['_NODE_LABELSENTRY']._serialized_end=388
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from gpusched.scheduler.codec import job_of
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.errors import NotFound, Unavailable
+from gpusched.scheduler.core.errors import NotFound, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.states import State
 from gpusched.scheduler.ports import Store, StoreError
@@ -47,6 +47,20 @@ class Archive:
         except StoreError as error:
             raise Unavailable(str(error), reason="STORE") from None
         raise NotFound(f"{field}: there is no job {job_id} (ended jobs are kept for a while only)", field=field)
+
+    def living(self, job_id: JobId, field: str = "job_id") -> Job:
+        """A job that the engine knows: one that has not ended, or ended of late.
+
+        Raises:
+            NotFound: there is none.
+            NotSatisfiable: it ended longer ago; nothing can be done about it.
+            Unavailable: the store cannot be read.
+        """
+        job = self.job(job_id, field)
+        if job_id not in self._engine.jobs:
+            ended = job.state.value.replace("_", " ")
+            raise NotSatisfiable(f"{field}: job {job_id} has ended already ({ended})", reason="JOB_ENDED", field=field)
+        return job
 
     def job_by_request(self, uid: int, request_id: str) -> Job | None:
         """The batch job that a user's call with this id made, None if there is none, or the engine knows it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import replace
 
 from gpusched.scheduler.admin_token import AdminTokens
 from gpusched.scheduler.archive import Archive
@@ -13,6 +14,7 @@ from gpusched.scheduler.codec import job_of
 from gpusched.scheduler.config import Config
 from gpusched.scheduler.core.effects import NoticeKind
 from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.records import Batch, Boot
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import EPOCH_BITS
@@ -144,7 +146,7 @@ class Assembly:
         services.desk.notify_all(NoticeKind.SERVER_STOPPING, "the scheduler is stopping; what you hold stays yours")
         # Let the notices go out.
         await asyncio.sleep(0.05)
-        services.stopping = True
+        services.streams.stop()
 
     async def close(self) -> None:
         """End everything that was started, as far as it was."""
@@ -173,6 +175,11 @@ def _run_key(store: Store, boot: Boot) -> bytes:
     return bytes.fromhex(key)
 
 
+def _labelled(nodes: tuple[NodeInfo, ...], labels: dict[str, str]) -> tuple[NodeInfo, ...]:
+    """The nodes, this machine with the labels that it was given."""
+    return tuple(replace(info, labels=info.labels | labels) if info.local else info for info in nodes)
+
+
 def _restored(config: Config, inventory: Inventory, boot: Boot, clock: Clock) -> Engine:
     """The engine, with what an earlier run of the server left. Raises StoreError."""
     settings = Settings(
@@ -187,7 +194,8 @@ def _restored(config: Config, inventory: Inventory, boot: Boot, clock: Clock) ->
         hold_after_restart=min(2.0, config.window),
     )
     first_epoch = (boot.starts << EPOCH_BITS) + 1
-    engine = Engine(inventory.discover(), settings, first_job=boot.next_job, first_epoch=first_epoch)
+    nodes = _labelled(inventory.discover(), dict(config.labels))
+    engine = Engine(nodes, settings, first_job=boot.next_job, first_epoch=first_epoch)
     try:
         jobs = [job_of(record) for record in boot.jobs]
     except ValueError as error:

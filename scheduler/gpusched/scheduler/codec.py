@@ -8,7 +8,7 @@ from typing import Any
 from gpusched.scheduler.core.batch import After, Attempt, BatchSpec, Dependency, RetryPolicy, Usage
 from gpusched.scheduler.core.changes import Changes
 from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId, JobSpec, Kind
-from gpusched.scheduler.core.model import Holder, Owner, Request
+from gpusched.scheduler.core.model import Holder, Owner, Placement, Request
 from gpusched.scheduler.core.records import Batch, EventRecord, JobRecord
 from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State, Status
 
@@ -69,6 +69,7 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
             unmet=set(data.get("unmet", ())),
             cancelling=tuple(data["cancelling"]) if "cancelling" in data else None,
             requeue_asked=data.get("requeue_asked", False),
+            missed=data.get("missed", 0),
             attempts=[_attempt_in(each) for each in data.get("attempts", ())],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -91,7 +92,7 @@ def _job_out(job: Job) -> dict[str, Any]:
         data["holder"] = [job.holder.pid, job.holder.start_ticks]
     if job.token_hash:
         data["token_hash"] = job.token_hash.hex()
-    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked"):
+    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked", "missed"):
         value = getattr(job, name)
         if value:
             data[name] = value
@@ -119,6 +120,8 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
         "auto_confirm": spec.auto_confirm,
         "request_id": spec.request_id,
     }
+    if where := _where_out(request):
+        data["where"] = where
     if spec.batch is not None:
         batch = spec.batch
         data["batch"] = {
@@ -133,6 +136,17 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
             "grace": batch.grace,
         }
     return data
+
+
+def _where_out(request: Request) -> dict[str, Any]:
+    """What most requests do not say."""
+    where: dict[str, Any] = {}
+    for name in ("nodes", "gpu_ids", "exclude", "labels", "per_node"):
+        if value := getattr(request, name):
+            where[name] = value
+    if request.placement is not Placement.PACK:
+        where["placement"] = request.placement.value
+    return where
 
 
 def _status_out(status: Status) -> dict[str, Any]:
@@ -176,7 +190,7 @@ def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
     batch = data.get("batch")
     return JobSpec(
         owner=Owner(record.uid, record.user),
-        request=Request(data["gpus"], data["memory"], data["model"], data["node"]),
+        request=_request_in(data),
         name=data["name"],
         priority=data["priority"],
         command=tuple(data["command"]),
@@ -186,6 +200,22 @@ def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
         auto_confirm=data["auto_confirm"],
         request_id=data["request_id"],
         batch=_batch_in(batch) if batch else None,
+    )
+
+
+def _request_in(data: dict[str, Any]) -> Request:
+    where = data.get("where", {})
+    return Request(
+        gpus=data["gpus"],
+        memory_bytes=data["memory"],
+        model=data["model"],
+        node=data["node"],
+        nodes=tuple(where.get("nodes", ())),
+        gpu_ids=tuple(where.get("gpu_ids", ())),
+        exclude=tuple(where.get("exclude", ())),
+        labels=tuple((key, value) for key, value in where.get("labels", ())),
+        per_node=where.get("per_node", 0),
+        placement=Placement(where.get("placement", Placement.PACK)),
     )
 
 

@@ -43,6 +43,7 @@ class Config:
         port: TCP port of 127.0.0.1, 0 for any free one.
         simulate: what GPUs to simulate, empty for none; its syntax is the inventory's.
         gpu_mode: `auto`, `real` or `simulated`; `simulated` exactly when `simulate` is not empty.
+        labels: (key, value) pairs of this machine.
         state_dir: where state is kept, absolute.
         detach: run in the background.
         log_level: one of `logs.LEVELS`.
@@ -67,6 +68,7 @@ class Config:
     port: int = DEFAULT_PORT
     simulate: str = ""
     gpu_mode: str = "auto"
+    labels: tuple[tuple[str, str], ...] = ()
     detach: bool = False
     log_level: str = "info"
     log_format: str = "text"

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.queue import Key
+from gpusched.scheduler.core.queue import Place
 
 
 class Superseded:
@@ -121,7 +121,7 @@ class Desk:
             await self._changed.wait()
             await asyncio.sleep(self.LEAD)
             self._changed.clear()
-            cursor: Key | None = None
+            cursor: Place | None = None
             again = False
             while True:
                 cursor = self._poke_chunk(cursor)
@@ -138,7 +138,7 @@ class Desk:
                         break
                     again = False
 
-    def _poke_chunk(self, cursor: Key | None) -> Key | None:
+    def _poke_chunk(self, cursor: Place | None) -> Place | None:
         """Poke the next tickets after a key. Returns where to go on, None at the end."""
         job = self._engine.queue.after(cursor)
         for _ in range(self.CHUNK):
@@ -147,6 +147,6 @@ class Desk:
             ticket = self._tickets.get(job.id)
             if ticket is not None:
                 ticket.poke()
-            cursor = job.key
+            cursor = (job.lane, job.key)
             job = self._engine.queue.after(cursor)
         return cursor

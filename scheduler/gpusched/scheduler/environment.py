@@ -16,9 +16,12 @@ def lease_environment(engine: Engine, job: Job, lease: Lease) -> dict[str, str]:
         "GPUSCHED_GPUS": ",".join(lease.devices),
     }
     if len({info.node for info in infos}) == 1:
-        indices = ",".join(str(info.index) for info in infos)
+        # CUDA numbers whole GPUs; where some are divided into MIG instances, its numbers are not ours.
+        node = engine.pool.nodes[infos[0].node]
+        by_number = all(info.parent < 0 for info in node.info.devices)
+        visible = ",".join(str(info.index) if by_number else info.uuid for info in infos)
         out["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        out["CUDA_VISIBLE_DEVICES"] = indices
-        out["NVIDIA_VISIBLE_DEVICES"] = indices
+        out["CUDA_VISIBLE_DEVICES"] = visible
+        out["NVIDIA_VISIBLE_DEVICES"] = visible
         out["GPUSCHED_NODE"] = infos[0].node
     return out

@@ -71,6 +71,7 @@ class Launcher:
                 output_path=str(self.output_path(job, effect.attempt)),
                 time_limit=job.time_limit,
                 grace=batch.grace,
+                state_directory=str(self.logs.parent),
             )
         )
 

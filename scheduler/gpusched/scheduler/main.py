@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from gpusched.scheduler import config as configuration
 from gpusched.scheduler import daemon, logs
+from gpusched.scheduler.inventory.specs import parse_spec
 from gpusched.scheduler.locks import GpuLocks, StartRefused, StateLock, lock_gpus, lock_state_dir
 from gpusched.scheduler.ports import Inventory, InventoryError, StoreError
 
@@ -23,8 +24,12 @@ STOP_GRACE = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m gpusched.scheduler serve|stop …`. Returns the exit status."""
+    """`python -m gpusched.scheduler serve|stop|simulate …`. Returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["simulate"]:
+        from gpusched.scheduler.simulate import command
+
+        return command.main(arguments[1:])
     try:
         config = configuration.load(arguments)
     except configuration.ConfigError as error:
@@ -32,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if config.command == "stop":
         return daemon.stop(config.state_dir, config.timeout)
+    try:
+        if config.simulate:
+            parse_spec(config.simulate)  # before the state directory is looked at: a wrong setting is said first
+    except ValueError as error:
+        print(f"gpusched: {error}", file=sys.stderr)
+        return 2
     return serve(config)
 
 

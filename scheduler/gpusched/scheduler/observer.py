@@ -69,6 +69,8 @@ class Observer:
         self._last: dict[str, _LastLease] = {}
         self._looking: dict[str, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._unlooked: set[str] = set()  # released and not seen to be empty since
+        self._memory: dict[str, int] = {}  # bytes that the holder's own processes have on each leased device
+        self._peaks: dict[JobId, int] = {}  # the most that they had on all of the lease's together
         self._watchers: list[Callable[[], None]] = []
         #: The newest reading of each device, and when it was taken (engine's clock).
         self.readings: dict[str, tuple[DeviceReading, float]] = {}
@@ -98,10 +100,15 @@ class Observer:
             # would be taken for strangers on the new one's GPU.
             if device.uuid not in self._looking and device.holder == holder:
                 seen.append(self._judge(device, reading.processes, reading.fault))
+        self._note_peaks()
         if seen:
             self._driver.handle(ev.Observe(tuple(seen)))
         for watcher in self._watchers:
             watcher()
+
+    def peak_memory(self, job_id: JobId) -> int:
+        """The most GPU memory that was seen in use by a running job's own processes, in bytes, on all its GPUs together."""
+        return self._peaks.get(job_id, 0)
 
     async def forgive(self, uuids: Iterable[str]) -> None:
         """Forget past faults of devices that are put back into service, and read them now."""
@@ -114,7 +121,9 @@ class Observer:
         device = self._pool.devices[uuid]
         for _, reading in await self._read_each([device]):
             self.readings[uuid] = (reading, self._driver.now())
-            self._driver.handle(ev.Observe((self._judge(device, reading.processes, reading.fault),)))
+            found = self._judge(device, reading.processes, reading.fault)
+            self._note_peaks()
+            self._driver.handle(ev.Observe((found,)))
         for watcher in self._watchers:
             watcher()
 
@@ -129,7 +138,9 @@ class Observer:
 
     def _released(self, uuids: tuple[str, ...], job_id: JobId) -> None:
         job = self._driver.engine.jobs.get(job_id)
+        self._peaks.pop(job_id, None)
         for uuid in uuids:
+            self._memory.pop(uuid, None)
             if job is not None:
                 if self._last.get(uuid, _NO_LEASE).job != job_id:
                     self._last[uuid] = _LastLease(job_id, job.spec.owner.uid)
@@ -203,10 +214,21 @@ class Observer:
             last = _LastLease(job.id, job.spec.owner.uid)
         verdict = classify(processes, gpu=name, fault=fault, leased_to=holder, known_pids=last.pids)
         self._last[uuid] = last.seen(verdict.attributed)
+        self._memory[uuid] = sum(process.memory_bytes for process in verdict.attributed)
         if holder is None and verdict.condition is Condition.FOREIGN:
             # Whose processes these are cannot be told of a caller that did not name its own (grpcurl).
             return ev.Seen(uuid, Condition.CLEAN)
         return ev.Seen(uuid, verdict.condition, verdict.message)
+
+    def _note_peaks(self) -> None:
+        """After the devices of a lease were judged, each by itself."""
+        totals: dict[JobId, int] = {}
+        for uuid, size in self._memory.items():
+            holder = self._pool.devices[uuid].holder
+            if size and holder is not None:
+                totals[holder] = totals.get(holder, 0) + size
+        for job_id, total in totals.items():
+            self._peaks[job_id] = max(total, self._peaks.get(job_id, 0))
 
     def _ask(self, uuid: str) -> tuple[tuple[ProcessReading, ...], str]:
         """The quick look. A fault seen earlier stays until a full reading says otherwise."""

@@ -16,6 +16,7 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+", re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
 _LONGEST_TEXT = 4096
+_LONGEST_LABEL = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,22 @@ def _words(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_word(word) for word in value))
 
 
+def _labels(value: object) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for word in _words(value):
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if (
+            not key
+            or not equals
+            or not text
+            or max(len(key), len(text)) > _LONGEST_LABEL
+            or found.get(key, text) != text
+        ):
+            raise ValueError(word)
+        found[key] = text
+    return tuple(found.items())
+
+
 def _path(value: object) -> Path:
     # A relative path is completed by whoever knows what it is relative to: `config.load`.
     path = Path(_word(value))
@@ -144,6 +161,10 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("gpu_mode", "--gpus", "GPUSCHED_GPU_MODE", "gpu_mode", "MODE", "auto",
            "`real` GPUs, `simulated` ones, or `auto`: simulated where `--simulate` says so, else real",
            _choice("auto", "real", "simulated")),
+    Option("labels", "--label", "GPUSCHED_LABELS", "labels", "KEY=VALUE", "",
+           "label of this machine, for jobs that ask for it by `--constraint`; the flag may be given several times, "
+           "the variable separates by commas, the file has a list",
+           Kind('labels such as disk=nvme, in the file as a list such as ["disk=nvme"]', _labels), repeatable=True),
     Option("state_dir", "--state-dir", "GPUSCHED_STATE_DIR", "state_dir", "DIR",
            "`$XDG_STATE_HOME/gpusched`, else `~/.local/state/gpusched`; systemd's `StateDirectory=gpusched` if set",
            "where state, lock and log are kept; must be on a local disk", _PATH, _BOTH),

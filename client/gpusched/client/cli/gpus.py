@@ -28,6 +28,7 @@ def configure(parser: Parser) -> None:
     """Arguments."""
     add_listing(parser, ids="uuids")
     parser.add_argument("--node", metavar="NODE", type=checked("--node", short_text), help="this node's alone")
+    parser.add_argument("--topology", action="store_true", help="show how the GPUs of each node are connected")
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
@@ -36,6 +37,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
     with Session(args, output) as session:
         node = args.node or ""
+        if args.topology:
+            from gpusched.client.cli.topology import show_topology
+
+            if args.watch:
+                args.fail("--topology does not change: it cannot be had with --watch")
+            return show_topology(session, output, node)
         if args.watch:
             from gpusched.client.cli.watch import follow
 

@@ -51,6 +51,7 @@ def account(job: Any, output: Output) -> list[str]:
         asks += f", model with “{job.resources.gpu_model}”"
     if job.resources.node:
         asks += f", on {job.resources.node}"
+    asks += show.where(job.resources)
     facts = [
         ("Job", Cell(job.id + (f"  {job.name}" if job.name else ""))),
         ("State", Cell(_state(job, state), show.STATE_COLOURS.get(state, ""))),
@@ -137,6 +138,8 @@ def _used(job: Any) -> list[tuple[str, Cell]]:
         parts.append(f"at most {format_size(usage.peak_memory_bytes)} of memory")
     if usage.gpu_seconds:
         parts.append(f"{usage.gpu_seconds:.1f} GPU-seconds")
+    if usage.peak_gpu_memory_bytes:
+        parts.append(f"at most {format_size(usage.peak_gpu_memory_bytes)} of GPU memory")
     return [("Used", Cell(", ".join(parts)))]
 
 

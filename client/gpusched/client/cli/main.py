@@ -84,6 +84,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         (
             Command("serve", "serve", "run the scheduler", raw=True),
             Command("stop", "serve", "stop the scheduler", raw=True),
+            Command("simulate", "simulate", "replay a log of jobs, to choose a policy", raw=True),
             Command("version", "version", "versions of this command and of the scheduler"),
         ),
     ),
@@ -136,7 +137,9 @@ def _run(argv: Sequence[str]) -> int:
         globals_.error(_unknown(name))
     module: CommandModule = importlib.import_module(f"gpusched.client.cli.{command.module}")
     if command.raw:
-        return module.run(argparse.Namespace(command=command.name, rest=rest), Output())
+        namespace = argparse.Namespace(command=command.name, rest=rest, url=None)
+        globals_.parse_args(argv[: len(argv) - len(rest) - 1], namespace)
+        return module.run(namespace, Output())
     parser = Parser(f"gpusched {command.name}", command.help[0].upper() + command.help[1:] + ".")
     module.configure(parser)
     add_address(parser)

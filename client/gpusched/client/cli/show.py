@@ -169,3 +169,22 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def where(resources: Any) -> str:
+    """What a request says of which GPUs and nodes will do, as further parts of a sentence."""
+    parts = []
+    if resources.nodes:
+        parts.append(f"on {', '.join(resources.nodes)}")
+    if resources.gpu_ids:
+        parts.append(f"of {', '.join(resources.gpu_ids)}")
+    if resources.exclude:
+        parts.append(f"not {', '.join(resources.exclude)}")
+    parts += [f"with {key}={value}" for key, value in sorted(resources.labels.items())]
+    if resources.gpus_per_node:
+        parts.append(f"{resources.gpus_per_node} on each node")
+    if resources.placement:
+        from gpusched.v1 import resources_pb2
+
+        parts.append(resources_pb2.Placement.Name(resources.placement).removeprefix("PLACEMENT_").lower())
+    return "".join(f", {part}" for part in parts)

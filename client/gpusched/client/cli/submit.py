@@ -22,11 +22,33 @@ def configure(parser: Parser) -> None:
         "--gpus",
         metavar="GPUS",
         type=checked("--gpus", whole_number(1, 2**31 - 1)),
-        default=1,
-        help="how many GPUs (default 1)",
+        help="how many GPUs (default 1, or all of --gpu-id)",
     )
     add("--gpu-memory", metavar="SIZE", help="each GPU has at least this much, such as 40G")
     add("--gpu-model", metavar="TEXT", help="each GPU's model has this in its name, such as H100")
+    add("--gpu-id", metavar="GPU[,GPU]", action="append", help="only these, by index, node:index or uuid")
+    add("--exclude", metavar="NAME[,NAME]", action="append", help="not these GPUs or nodes")
+    add(
+        "--constraint",
+        metavar="KEY=VALUE",
+        action="append",
+        type=checked("--constraint", _label),
+        help="only where there is this label, such as disk=nvme; may be repeated",
+    )
+    add("--node", metavar="NAME[,NAME]", action="append", help="only these nodes")
+    add(
+        "--gpus-per-node",
+        metavar="GPUS",
+        type=checked("--gpus-per-node", whole_number(1, 2**31 - 1)),
+        help="exactly so many on each node that is used",
+    )
+    placement = parser.add_mutually_exclusive_group()
+    placement.add_argument(
+        "--pack", dest="placement", action="store_const", const="pack", help="the fullest node that holds it (default)"
+    )
+    placement.add_argument(
+        "--spread", dest="placement", action="store_const", const="spread", help="evenly over the emptiest nodes"
+    )
     add(
         "--priority",
         metavar="N",
@@ -93,6 +115,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         gpus=args.gpus,
         gpu_memory=args.gpu_memory,
         gpu_model=args.gpu_model,
+        nodes=args.node,
+        gpu_ids=args.gpu_id,
+        exclude=args.exclude,
+        labels=dict(args.constraint or ()),
+        gpus_per_node=args.gpus_per_node,
+        placement=args.placement,
         priority=args.priority,
         name=args.name,
         time_limit=args.time_limit,
@@ -118,6 +146,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         if output.mode is Mode.TABLE and output.width is not None:
             output.note(f"queued as job {job.id}; follow it with: gpusched logs -f {job.id}")
     return 0
+
+
+def _label(text: str, field: str) -> tuple[str, str]:
+    from gpusched.client.where import label
+
+    return label(field, text)
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str] | None:

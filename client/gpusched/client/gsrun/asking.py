@@ -18,6 +18,11 @@ _OPTIONS = {
     "resources.gpu_memory_bytes": "--gpu-memory",
     "resources.gpu_model": "--gpu-model",
     "resources.node": "GPUSCHED_NODE",
+    "resources.nodes": "--node",
+    "resources.gpu_ids": "--gpu-id",
+    "resources.exclude": "--exclude",
+    "resources.labels": "--constraint",
+    "resources.gpus_per_node": "--gpus-per-node",
     "name": "--name",
     "priority": "--priority",
     "time_limit": "--time",
@@ -30,12 +35,17 @@ def resources(options: Options, node: str) -> resources_pb2.ResourceRequest:
     """The GPUs that the command line asks for, of one node."""
     from gpusched.v1 import resources_pb2
 
-    return resources_pb2.ResourceRequest(
+    message = resources_pb2.ResourceRequest(
         gpus=options.gpus,
         gpu_memory_bytes=options.gpu_memory_bytes,
         gpu_model=options.gpu_model,
         node=node,
     )
+    if options.where:
+        from gpusched.client.where import Where
+
+        Where(**options.where).put(message)
+    return message
 
 
 def first_request(options: Options, node: str, request_id: str, start_ticks: int) -> scheduler_pb2.AcquireRequest:

@@ -114,12 +114,17 @@ def _request(options: Options) -> scheduler_pb2.SubmitRequest:
         gpus=options.gpus,
         gpu_memory=options.gpu_memory_bytes or None,
         gpu_model=options.gpu_model,
+        **_where(options),
         priority=options.priority,
         name=options.name,
         time_limit=options.time_limit or None,
         grace=parse_duration(grace, "GPUSCHED_KILL_AFTER") if grace else None,
     ).request()
     return request
+
+
+def _where(options: Options) -> dict[str, Any]:
+    return options.where | ({"labels": dict(options.where["labels"])} if "labels" in options.where else {})
 
 
 def _say(text: str) -> None:

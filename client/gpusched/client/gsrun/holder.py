@@ -21,6 +21,7 @@ from gpusched.client.gsrun.loop import Loop
 from gpusched.client.gsrun.options import Options
 from gpusched.client.gsrun.work import Result, Work
 from gpusched.client.usage import UsageError
+from gpusched.client.variables import lease_variables
 
 if TYPE_CHECKING:
     from gpusched.v1 import scheduler_pb2
@@ -181,7 +182,7 @@ class Holder:
         if granted is None or granted.epoch != epoch or self._work.started:
             return
         self._loop.cancel_timer("max wait")
-        environment = self._environment | dict(granted.environment)
+        environment = self._environment | lease_variables(granted.environment, self._address)
         environment["GPUSCHED_HOLDER"] = f"{os.getpid()}:{self._start_ticks}"
         try:
             self._work.start(self._options.command, environment, os.getpgid(self._front_pid), self._fds)

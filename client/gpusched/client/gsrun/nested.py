@@ -16,6 +16,13 @@ _WITHOUT_EFFECT = (
     "--max-wait",
     "--gpu-memory",
     "--gpu-model",
+    "--gpu-id",
+    "--exclude",
+    "--constraint",
+    "--node",
+    "--gpus-per-node",
+    "--pack",
+    "--spread",
     "--leave-children",
     "--on-lost",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from gpusched.client.usage import UsageError
 
@@ -20,6 +20,11 @@ Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs a
   -n, --gpus GPUS       how many GPUs, all or nothing (default 1)
   --gpu-memory SIZE     each GPU with at least this much memory: 40G, 512M
   --gpu-model TEXT      each GPU's model name contains this: H100, a100-sxm
+  --gpu-id GPU[,GPU]    only these GPUs, by index or uuid; without -n, all of them
+  --exclude GPU[,GPU]   not these
+  --constraint KEY=VAL  only where there is this label (mig=3g.20gb, numa=0, disk=nvme); may be repeated
+  --node NAME[,NAME]    only these nodes; --gpus-per-node N: so many on each
+  --pack, --spread      with several nodes: the fullest that holds it (default), or evenly over the emptiest
   --time DURATION       end the command after this long: 2h, 90m, 1-12:00:00
   --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0: privileged)
   --name NAME           shown in lists (default: the command's name)
@@ -59,6 +64,7 @@ class Options:
         self.gpus = 1
         self.gpu_memory_bytes = 0
         self.gpu_model = ""
+        self.where: dict[str, Any] = {}  # attributes of `where.Where`
         self.priority = 0
         self.name = ""
         self.time_limit = 0.0
@@ -100,6 +106,8 @@ def parse(words: Sequence[str]) -> Options:
         raise Misuse("the command's first word is empty; give the name of a program")
     if options.detach:
         _check_detach(options)
+    if "--gpu-id" in options.given and "--gpus" not in options.given:
+        options.gpus = len(options.where["gpu_ids"])
     if not options.name and rest:
         base = rest[0].rstrip("/").rpartition("/")[2] or rest[0]
         options.name = "".join(char if char.isprintable() else "?" for char in base[:MAX_NAME_CHARACTERS])
@@ -133,6 +141,9 @@ def _take(options: Options, name: str, attached: str | None, rest: list[str]) ->
         if attached is None and not rest:
             raise Misuse(f"{name} needs a value\n{USAGE}")
         setter(options, rest.pop(0) if attached is None else attached)
+    elif name in _PLACEMENTS:
+        if options.where.setdefault("placement", name[2:]) != name[2:]:
+            raise Misuse("--pack and --spread together make no sense; give one of them")
     elif name in _FLAGS:
         if attached is not None:
             raise Misuse(f"{name} takes no value, and was given {attached!r}")
@@ -181,6 +192,41 @@ def _set_memory(options: Options, text: str) -> None:
     options.gpu_memory_bytes = parse_size(text, "--gpu-memory")
 
 
+def _set_names(options: Options, field: str, name: str, text: str, allowed: str) -> None:
+    from gpusched.client.where import names
+
+    options.where[name] = tuple(dict.fromkeys((*options.where.get(name, ()), *names(field, text, allowed))))
+
+
+def _set_nodes(options: Options, text: str) -> None:
+    from gpusched.client.where import NODES_ALLOWED
+
+    _set_names(options, "--node", "nodes", text, NODES_ALLOWED)
+
+
+def _set_gpu_ids(options: Options, text: str) -> None:
+    from gpusched.client.where import GPUS_ALLOWED
+
+    _set_names(options, "--gpu-id", "gpu_ids", text, GPUS_ALLOWED)
+
+
+def _set_exclude(options: Options, text: str) -> None:
+    from gpusched.client.where import EXCLUDE_ALLOWED
+
+    _set_names(options, "--exclude", "exclude", text, EXCLUDE_ALLOWED)
+
+
+def _set_constraint(options: Options, text: str) -> None:
+    from gpusched.client.where import label
+
+    options.where["labels"] = (*options.where.get("labels", ()), label("--constraint", text))
+
+
+def _set_per_node(options: Options, text: str) -> None:
+    allowed = "give a whole number of GPUs, 1 or more"
+    options.where["gpus_per_node"] = _whole_number("--gpus-per-node", text, 1, MAX_GPUS, allowed)
+
+
 def _seconds(field: str, text: str) -> float:
     from gpusched.client.units import DURATION_ALLOWED, parse_duration
 
@@ -218,6 +264,11 @@ _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
     "--gpus": _set_gpus,
     "--gpu-memory": _set_memory,
     "--gpu-model": _set_model,
+    "--gpu-id": _set_gpu_ids,
+    "--exclude": _set_exclude,
+    "--constraint": _set_constraint,
+    "--node": _set_nodes,
+    "--gpus-per-node": _set_per_node,
     "--time": _set_time,
     "--priority": _set_priority,
     "--name": _set_name,
@@ -226,6 +277,7 @@ _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
     "--url": _set_url,
 }
 _FLAGS: Final = frozenset({"--immediate", "--dry-run", "--leave-children", "--detach", "--verbose", "--quiet"})
+_PLACEMENTS: Final = ("--pack", "--spread")
 _NOT_WITH_DETACH: Final = {
     "--immediate": "a batch job starts when it is its turn",
     "--max-wait": "a batch job waits for as long as it takes (`gpusched cancel` ends the wait)",

@@ -19,8 +19,10 @@ class Due(Enum):
     LIMIT_OVER = "time limit and grace over"
     CANCEL_OVER = "cancel grace over"
     LOOK_AGAIN = "look again"
+    PROMOTE = "goes first for having waited long"
     GATE = "begin time or pause over"
     HOLD_OVER = "hold after a restart over"
+    WINDOW_PART = "part of the window for coming back over"
     WINDOW_OVER = "window for coming back over"
 
 

@@ -7,6 +7,7 @@ reads no clock, so the same events give the same effects, in a test, in a replay
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, assert_never
 
 from gpusched.scheduler.core import admission, recovery
@@ -18,7 +19,7 @@ from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, NodeInfo
 from gpusched.scheduler.core.moves import Moves
-from gpusched.scheduler.core.planner import Start, plan
+from gpusched.scheduler.core.planner import Pass, Start
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
 
@@ -52,6 +53,7 @@ class Engine(Moves):
             ev.Observe: self._on_observe,
             ev.Drain: self._on_drain,
             ev.Pause: self._on_pause,
+            ev.SetPolicy: self._on_set_policy,
             ev.Pass: self._on_pass,
             ev.Tick: lambda event, now: None,
         }
@@ -93,15 +95,19 @@ class Engine(Moves):
         taken: list[Start] = []
         got: tuple[str, ...] | None = None
         findings = self.queue.findings()
+        job.expected = self.queue.order.estimate(job)
         self.queue.add(job)
         if self._may_start:
-            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after, self.slots):
+            for start in self._make_pass(now).starts():
                 self.pool.take(start.devices, start.job.id)
                 self.queue.remove(start.job)
+                limit = start.job.time_limit
+                self.ends.add(start.job.id, None if limit is None else now + limit, start.devices)
                 taken.append(start)
                 if start.job is job:
                     got = start.devices
         for start in taken:
+            self.ends.remove(start.job.id)
             self.pool.untake(start.devices)
             if start.job is not job:
                 self.queue.add(start.job)
@@ -109,6 +115,10 @@ class Engine(Moves):
             self.queue.remove(job)
         self.queue.put_back(findings)
         return job, got
+
+    def _make_pass(self, now: float) -> Pass:
+        settings = self.settings
+        return Pass(self.queue, self.pool, self.ends, settings.policy, now, settings.set_aside_after, self.slots)
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 
@@ -149,7 +159,7 @@ class Engine(Moves):
             self._requests[spec.owner.uid, spec.request_id] = job.id
         for followed in job.unmet:
             self._followers.setdefault(JobId(followed), []).append(job.id)
-        self.queue.add(job)
+        self._enqueue(job)
         if spec.immediate or spec.max_wait == 0:
             # Even one that is not to wait at all gets its pass: the GPUs may be free.
             self._impatient.append(job.id)
@@ -158,7 +168,9 @@ class Engine(Moves):
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
         self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QueueChanged()]
-        self.pass_wanted = True
+        self._pass_wanted = True
+        if job.awake:
+            self._fresh.append(job)
 
     def _on_attach(self, event: ev.Attach, now: float) -> None:
         job = self.job(event.job)
@@ -184,11 +196,13 @@ class Engine(Moves):
         match job.status:
             case Queued() if job.spec.batch is None:
                 self._end(job, now, State.CANCELLED, Outcome(message="left the queue"))
-            case Running() if job.cancelling is not None:
-                self._finish_run(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]))
+            case Running(confirmed=False) if job.spec.batch is not None:
+                # Its supervisor may have died before its agent had a share in the stream, so the command may still
+                # live: the agent tells when it does not, or the supervisor comes again, or time runs out.
+                pass
             case Running():
                 who = "supervisor" if job.spec.batch is not None else "holder"
-                self._finish_run(job, now, State.LOST, Outcome(message=f"its {who} went away without a word"))
+                self._lose_run(job, now, f"its {who} went away without a word")
             case _:
                 pass
 
@@ -245,7 +259,7 @@ class Engine(Moves):
             return
         # One that has confirmed did start, whatever became of who started it.
         if not job.status.confirmed:
-            self._finish_run(job, now, State.LOST, Outcome(message=event.message), reason="LEASE_REVOKED")
+            self._lose_run(job, now, event.message, "LEASE_REVOKED")
 
     def _on_cancel(self, event: ev.Cancel, now: float) -> None:
         job = self.job(event.job)
@@ -295,6 +309,8 @@ class Engine(Moves):
                 field="state",
             )
         outcome = Outcome(message=event.message)
+        # A run that is taken off its lease by hand and goes on in the queue counts as cancelled.
+        self._record_run(job, now, State.CANCELLED if event.state is State.QUEUED else event.state, outcome)
         if event.state is State.QUEUED:
             self._let_go(job, now)
             job.cancelling = None
@@ -316,14 +332,15 @@ class Engine(Moves):
             if job not in self.queue:
                 job.priority = event.priority
             else:
-                self.queue.change_priority(job, event.priority)
+                self.queue.change(job, _set_priority(event.priority))
                 self._out.append(do.QueueChanged())
                 self.pass_wanted = True
             self._note(job, now, f"priority {old} -> {job.priority}{by}")
         if event.name is not None:
             job.name = event.name
         if event.time_limit is not None:
-            job.time_limit = event.time_limit
+            self.queue.change(job, _set_limit(event.time_limit))
+            self.pass_wanted = True
             self._note(job, now, f"time limit {event.time_limit:g} s{by}")
         if event.held is not None and event.held != job.held:
             job.held = event.held
@@ -339,6 +356,19 @@ class Engine(Moves):
     def _on_pause(self, event: ev.Pause, now: float) -> None:
         self.paused = event.reason
         self._changes.settings[recovery.PAUSED] = event.reason
+        self._out.append(do.QueueChanged())
+        self.pass_wanted = True
+
+    def _on_set_policy(self, event: ev.SetPolicy, now: float) -> None:
+        waiting = list(self.queue)
+        self.settings = replace(self.settings, policy=event.policy)
+        self.usage.set_half_life(event.policy.half_life, now)
+        self.queue = self._make_queue()
+        for job in waiting:
+            job.starved = False
+            self._enqueue(job)
+        self.queue.arrange(now)
+        self._changes.settings[recovery.POLICY] = event.kept
         self._out.append(do.QueueChanged())
         self.pass_wanted = True
 
@@ -391,18 +421,29 @@ class Engine(Moves):
         return self.paused is None and self.halted is None and not self.holding
 
     def _on_pass(self, event: ev.Pass, now: float) -> None:
+        last, fresh = self._last, list(self._fresh)
         self.pass_wanted = False
         if self._may_start:
+            if self.queue.arrange(now):
+                self._out.append(do.QueueChanged())
+            if last is not None and last.still_holds(now, fresh):
+                looked, starts = last, last.more(fresh, now)
+            else:
+                looked = self._make_pass(now)
+                starts = looked.starts()
             started = False
-            for start in plan(self.queue, self.pool, now, self.settings.set_aside_after, self.slots):
+            for start in starts:
                 self._start(start, now)
                 started = True
             if started:
                 self._out.append(do.QueueChanged())
-            self._plan_next_look(now)
-        for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
-            self._give_up(job, now)
-        self._impatient.clear()
+            if not self.pool.all_in_service:
+                self._plan_next_look(now)
+            self._last = looked
+        if self._impatient:
+            for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
+                self._give_up(job, now)
+            self._impatient.clear()
 
     # -- deadlines ---------------------------------------------------------------------------------------
 
@@ -421,12 +462,12 @@ class Engine(Moves):
 
     def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
         """Whether a deadline may still come to mean something."""
-        if what in (Due.LOOK_AGAIN, Due.HOLD_OVER, Due.WINDOW_OVER):
+        if what in (Due.LOOK_AGAIN, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER):
             return True
         job = self.jobs.get(job_id)
         match job and job.status:
             case Queued():
-                return what in (Due.MAX_WAIT, Due.GATE)
+                return what in (Due.MAX_WAIT, Due.GATE, Due.PROMOTE)
             case Running(lease=lease, confirmed=confirmed):
                 # An unconfirmed grant may be taken back, and then the wait goes on.
                 return not confirmed if what is Due.MAX_WAIT else lease.epoch == epoch
@@ -443,6 +484,8 @@ class Engine(Moves):
                     self._out.append(do.QueueChanged())
                 case Due.HOLD_OVER:
                     recovery.pass_over_absent(self, now)
+                case Due.WINDOW_PART:
+                    recovery.count_absence(self, now)
                 case Due.WINDOW_OVER:
                     recovery.give_up_absent(self, now)
                 case _:
@@ -457,12 +500,15 @@ class Engine(Moves):
             case Due.GATE, Queued(gate=Gate.BEGIN_TIME | Gate.BACKOFF):
                 if job.gate_at(now) is None:
                     self._regate(job, now, "its time to start has come")
+            case Due.PROMOTE, Queued() if not job.starved:
+                self.queue.change(job, _set_starved)
+                self._out.append(do.QueueChanged())
+                self.pass_wanted = True
             case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
                 if job.spec.batch is None:
                     self._withdraw(job, lease, now)
                 else:
-                    outcome = Outcome(message="its supervisor did not come for the lease in time")
-                    self._finish_run(job, now, State.LOST, outcome, reason="LEASE_REVOKED")
+                    self._lose_run(job, now, "its supervisor did not come for the lease in time", "LEASE_REVOKED")
             case Due.LIMIT_NEAR, Running(lease=lease) if lease.epoch == epoch:
                 self._out.append(do.Notify(job.id, NoticeKind.TIME_LIMIT, "the time limit is near", lease.expires_at))
             case Due.LIMIT_OVER, Running(lease=lease) if lease.epoch == epoch:
@@ -471,3 +517,21 @@ class Engine(Moves):
             case Due.CANCEL_OVER, Running(lease=lease) if lease.epoch == epoch and job.cancelling:
                 outcome = Outcome(message=job.cancelling[0])
                 self._finish_run(job, now, State.CANCELLED, outcome, reason="LEASE_REVOKED")
+
+
+def _set_priority(priority: int) -> Callable[[Job], None]:
+    def change(job: Job) -> None:
+        job.priority = priority
+
+    return change
+
+
+def _set_limit(limit: float) -> Callable[[Job], None]:
+    def change(job: Job) -> None:
+        job.time_limit = limit
+
+    return change
+
+
+def _set_starved(job: Job) -> None:
+    job.starved = True

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from gpusched.scheduler.core.batch import Usage
 from gpusched.scheduler.core.jobs import JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, Holder
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.states import Outcome, State
 
 
@@ -150,6 +151,17 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Order the queue anew, and let others pass than before. Waiting jobs keep their numbers and times.
+
+    `kept` is the policy as text that is to be there after a restart, None for what the configuration says then.
+    """
+
+    policy: PolicySettings
+    kept: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """Look who can start; asked for by `Engine.pass_wanted`, once for a burst of events."""
 
@@ -174,6 +186,7 @@ Event: TypeAlias = (
     | Observe
     | Drain
     | Pause
+    | SetPolicy
     | Pass
     | Tick
 )

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from gpusched.scheduler.core.constraints import describe
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Device, DeviceState
 from gpusched.scheduler.core.queue import Verdict
 from gpusched.scheduler.core.states import Gate, Queued
@@ -69,14 +71,14 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     stopped = _stopped(engine, needed)
     if stopped is not None:
         return stopped
-    found = engine.queue.classes[request]
+    found = engine.queue.class_of(job)
     first = engine.queue.job(found.keys.first() or job.key)
     if found.verdict is Verdict.UNSEEN:
         return Reason(Code.STARTING, "just accepted", needed)
     free = engine.pool.free(request)
     if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
         ahead = engine.jobs.get(found.blocked_by)
-        if ahead is None or not ahead.awake or ahead.key > job.key:
+        if ahead is None or not ahead.awake or not engine.queue.is_before(ahead, job):
             # Things have moved since the last pass; the next one, which is wanted, will tell.
             return Reason(Code.STARTING, "about to be looked at", needed, free)
         return _behind(ahead, needed, free)
@@ -86,9 +88,9 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     if first is not job:
         return _behind(first, needed, free)
     blockers = tuple(_blockers(engine, job, mended=False))
-    if free >= needed:
+    if free >= needed and not (request.shaped and engine.pool.place(request) is None):
         return Reason(Code.READY, "about to start", needed, free)
-    return Reason(Code.RESOURCES, _resources_text(engine, needed, free, blockers), needed, free, blockers)
+    return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
 def foresee(engine: Engine, job: Job) -> Reason:
@@ -98,21 +100,23 @@ def foresee(engine: Engine, job: Job) -> Reason:
     if stopped is not None:
         return stopped
     eligible = engine.pool.eligible(job.request)
+    queue = engine.queue
+    before = queue.ranked(job.lane, job.key)
     firsts = [
-        first
-        for request, found in engine.queue.classes.items()
+        (queue.ranked(found.lane, first), first)
+        for found in queue.classes.values()
         if found.verdict is not Verdict.SET_ASIDE
         and (first := found.keys.first()) is not None
-        and first < job.key
-        and not eligible.isdisjoint(engine.pool.eligible(request))
+        and queue.ranked(found.lane, first) < before
+        and not eligible.isdisjoint(engine.pool.eligible(found.request))
     ]
     if firsts:
-        return _behind(engine.queue.job(min(firsts)), needed, free)
+        return _behind(queue.job(min(firsts)[1]), needed, free)
     if engine.pool.serviceable(job.request) < needed:
         out = tuple(_blockers(engine, job, mended=True))
         return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
     blockers = tuple(_blockers(engine, job, mended=False))
-    return Reason(Code.RESOURCES, _resources_text(engine, needed, free, blockers), needed, free, blockers)
+    return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
 def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
@@ -120,15 +124,9 @@ def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
     out = [f"Job {job.id} is number {engine.queue.position(job)} of {len(engine.queue)} in the queue."]
     out.append(reason.message[:1].upper() + reason.message[1:] + ".")
     request = job.request
-    wants = [f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}"]
-    if request.model:
-        wants.append(f"of model {request.model!r}")
-    if request.memory_bytes:
-        wants.append(f"with at least {request.memory_bytes / 2**30:.4g} GiB each")
-    if request.node:
-        wants.append(f"on node {request.node}")
+    wants = " ".join(filter(None, [_gpus(request.gpus), describe(request)]))
     usable = len(engine.pool.eligible(request))
-    out.append(f"It asks for {' '.join(wants)}; {_gpus(usable)} could serve, {engine.pool.free(request)} free now.")
+    out.append(f"It asks for {wants}; {_gpus(usable)} could serve, {engine.pool.free(request)} free now.")
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
             what = f"held by job {blocker.job} ({_who(blocker)})"
@@ -219,8 +217,8 @@ def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]
 _OUT_OF_SERVICE = (DeviceState.DRAINED, DeviceState.FOREIGN, DeviceState.DIRTY, DeviceState.UNHEALTHY)
 
 
-def _resources_text(engine: Engine, needed: int, free: int, blockers: tuple[Blocker, ...]) -> str:
-    text = f"needs {_gpus(needed)}, {free} free"
+def _resources_text(engine: Engine, request: Request, free: int, blockers: tuple[Blocker, ...]) -> str:
+    text = f"needs {_gpus(request.gpus)}{_shape(request)}, {free} free"
     held: dict[JobId, list[Blocker]] = {}
     for blocker in blockers:
         if blocker.job is not None:
@@ -235,6 +233,13 @@ def _resources_text(engine: Engine, needed: int, free: int, blockers: tuple[Bloc
     return text
 
 
+def _shape(request: Request) -> str:
+    """What else must hold of free GPUs, where enough of them may not be enough."""
+    if request.per_node:
+        return f" ({request.per_node} on each node)"
+    return " on one node or whole ones" if request.shaped else ""
+
+
 def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str:
     usable = engine.pool.serviceable(job.request)
     text = (
@@ -243,8 +248,8 @@ def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str
     for blocker in out[:3]:
         said = device_text(engine, engine.pool.devices[blocker.device]) or blocker.state.value
         text += f"; {said if said.startswith('GPU ') else f'GPU {blocker.index}: {said}'}"
-    found = engine.queue.classes.get(job.request)
-    if found is not None and found.verdict is Verdict.SET_ASIDE:
+    waits = job in engine.queue and job.awake
+    if waits and engine.queue.class_of(job).verdict is Verdict.SET_ASIDE:
         text += "; set aside, others go first meanwhile"
     return text
 

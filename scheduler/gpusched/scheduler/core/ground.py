@@ -7,9 +7,13 @@ from collections import deque
 from gpusched.scheduler.core.changes import Changes
 from gpusched.scheduler.core.deadlines import Deadlines
 from gpusched.scheduler.core.effects import Effect
+from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.errors import NotFound
+from gpusched.scheduler.core.fairshare import UsageBook
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import NodeInfo
+from gpusched.scheduler.core.orders import make_order
+from gpusched.scheduler.core.planner import Pass
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.queue import JobQueue
 from gpusched.scheduler.core.records import EventRecord
@@ -25,15 +29,19 @@ class Ground:
     ) -> None:
         self.settings = settings or Settings()
         self.pool = Pool(nodes)
-        self.queue = JobQueue()
+        self.usage = UsageBook(self.settings.policy.half_life)
+        self.queue = self._make_queue()
+        self.ends = Ends()
         self.jobs: dict[JobId, Job] = {}
         self.running: dict[JobId, Job] = {}
         #: Why an administrator paused scheduling, None if nobody did.
         self.paused: str | None = None
         #: Why state cannot be saved, None if it can. Nothing is started meanwhile.
         self.halted: str | None = None
-        #: True when a Pass might start something; the driver then sends one, once for a burst of events.
-        self.pass_wanted = False
+        self._pass_wanted = False
+        #: The last pass, while it still tells who may start: nothing has happened since but these submits.
+        self._last: Pass | None = None
+        self._fresh: list[Job] = []
         #: Jobs whose clients have not come back since the server restarted.
         self.absent: set[JobId] = set()
         #: Until then the queue waits for them.
@@ -51,7 +59,22 @@ class Ground:
         self._out: list[Effect] = []
         self._changes = Changes()
 
+    def _make_queue(self) -> JobQueue:
+        policy = self.settings.policy
+        return JobQueue(make_order(policy, self.usage), shortest=policy.candidates == "sjbf")
+
     # -- questions ---------------------------------------------------------------------------------------
+
+    @property
+    def pass_wanted(self) -> bool:
+        """True when a Pass might start something; the driver then sends one, once for a burst of events."""
+        return self._pass_wanted
+
+    @pass_wanted.setter
+    def pass_wanted(self, wanted: bool) -> None:
+        self._pass_wanted = wanted
+        self._last = None
+        self._fresh.clear()
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest, None if nothing is due ever."""

@@ -32,6 +32,9 @@ def _check_devices(engine: Engine) -> None:
     for node in engine.pool.nodes.values():
         available = [p for p, device in enumerate(node.devices) if engine.pool.is_available(device)]
         assert node.available == available, f"node {node.info.name}: list of available devices is off"
+    free = sum(len(node.available) for node in engine.pool.nodes.values())
+    assert engine.pool.free_total == free, "count of free devices is off"
+    assert engine.pool._held == len(owners.keys() & engine.pool.devices.keys()), "count of held devices is off"
     for device in engine.pool.devices.values():
         counted = engine.pool.count_serviceable(frozenset((device.uuid,)))
         assert counted == engine.pool.in_service(device), f"device {device.uuid}: list of those in service is off"
@@ -54,10 +57,13 @@ def _check_jobs(engine: Engine) -> None:
 def _check_queue(engine: Engine) -> None:
     waiting = list(engine.queue)
     assert len(waiting) == len(engine.queue), "queue length is off"
-    assert [job.key for job in waiting] == sorted(job.key for job in waiting), "queue is out of order"
+    ranks = [engine.queue.ranked(job.lane, job.key) for job in waiting]
+    assert ranks == sorted(ranks), "queue is out of order"
     for position, job in enumerate(waiting, 1):
         assert engine.queue.position(job) == position, f"job {job.id}: position is off"
-    by_class = [key for found in engine.queue.classes.values() for key in found.keys]
-    assert sorted(by_class) == [job.key for job in waiting if job.awake], "classes and queue disagree"
-    for request, found in engine.queue.classes.items():
-        assert found.keys, f"empty class {request}"
+    by_class = [key[-1] for found in engine.queue.classes.values() for key in found.keys]
+    assert sorted(by_class) == sorted(job.id for job in waiting if job.awake), "classes and queue disagree"
+    assert engine.queue.considered == len(by_class), "count of jobs that may start is off"
+    for name, found in engine.queue.classes.items():
+        assert found.keys, f"empty class {name}"
+    assert sorted(number for _, number, _ in engine.ends) == sorted(engine.running), "ends and leases disagree"

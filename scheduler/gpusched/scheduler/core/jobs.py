@@ -9,6 +9,7 @@ from typing import NewType
 from gpusched.scheduler.core.batch import Attempt, BatchSpec
 from gpusched.scheduler.core.errors import IllegalMove
 from gpusched.scheduler.core.model import Holder, Owner, Request
+from gpusched.scheduler.core.orders.base import Key, Lane
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Lease, Queued, Running, State, Status, state_of
 
 JobId = NewType("JobId", int)
@@ -34,6 +35,7 @@ class JobSpec:
         token_hash: hash of the secret that re-attaches to it.
         request_id: the client's own id for the call, against duplicates; empty for none.
         batch: the command and how it is run, None for interactive work.
+        estimate: seconds the work is expected to take, None if the user does not say.
     """
 
     owner: Owner
@@ -50,6 +52,7 @@ class JobSpec:
     token_hash: bytes = field(default=b"", repr=False)
     request_id: str = ""
     batch: BatchSpec | None = None
+    estimate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,18 @@ class Job:
     unmet: set[int] = field(default_factory=set)
     #: The run under way is to be queued again when it ends.
     requeue_asked: bool = False
+    #: Parts of the window for coming back that passed without a sign of its holder, over restarts in a row.
+    missed: int = 0
     history: list[HistoryLine] = field(default_factory=list)
+    #: Seconds its work is expected to take, as far as anybody can say.
+    expected: float | None = None
+    #: It has waited so long that the order lets it go first.
+    starved: bool = False
+    #: How often a later job has gone before it while it had a promise.
+    bypassed: int = 0
+    #: Its place in the queue, set by the queue: lane, and key within it.
+    lane: Lane = ()
+    key: Key = ()
 
     @property
     def state(self) -> State:
@@ -100,11 +114,6 @@ class Job:
     @property
     def request(self) -> Request:
         return self.spec.request
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Its place in the order: priority tier, then arrival. Unique."""
-        return (-self.priority, self.id)
 
     @property
     def lease(self) -> Lease | None:

@@ -14,21 +14,50 @@ class Owner:
     name: str
 
 
+class Placement(Enum):
+    """How to choose among nodes."""
+
+    PACK = "pack"  # as few nodes as can be, and of those that hold it the fullest
+    SPREAD = "spread"  # over the emptiest nodes, one GPU on each as far as they go round
+    CONSOLIDATE = "consolidate"  # one node, or wholly free ones and a rest; waits rather than be scattered
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """GPUs that a job asks for, all or nothing. Equal requests are interchangeable to the planner.
+
+    All conditions hold together. Several names of one thing are kept sorted, so that equal requests compare equal.
 
     Attributes:
         gpus: how many, at least 1.
         memory_bytes: least total memory of each GPU, 0 for any.
         model: text that each GPU's model contains, lower case, empty for any.
         node: the only node that will do, empty for any.
+        nodes: names of the nodes that will do, empty for any.
+        gpu_ids: the GPUs that will do: a uuid, "node:index", or an index on the scheduler's own node; empty for any.
+        exclude: nodes by name, and GPUs as in `gpu_ids`, that will not do.
+        labels: (key, value) pairs, each of which the GPU's node or the GPU itself must have.
+        per_node: exactly so many on each node that is used, 0 for any number; `gpus` is a multiple of it.
+        placement: how to choose among nodes.
+        spelled_model: the model as it was written, for messages alone; empty where nobody knows.
     """
 
     gpus: int
     memory_bytes: int = 0
     model: str = ""
     node: str = ""
+    nodes: tuple[str, ...] = ()
+    gpu_ids: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    per_node: int = 0
+    placement: Placement = Placement.PACK
+    spelled_model: str = field(default="", compare=False)
+
+    @property
+    def shaped(self) -> bool:
+        """Whether enough free GPUs may still be too few, for how they lie on the nodes."""
+        return self.per_node > 0 or self.placement is Placement.CONSOLIDATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +79,9 @@ class DeviceInfo:
         model: product name.
         memory_bytes: total memory.
         simulated: True if it exists only in simulation.
+        numa: the NUMA node that it is nearest to, -1 if unknown.
+        parent: for a MIG instance the number of its GPU in PCI bus order, -1 for a whole GPU.
+        labels: (key, value) pairs of its own, besides those of its node.
     """
 
     uuid: str
@@ -58,17 +90,28 @@ class DeviceInfo:
     model: str
     memory_bytes: int
     simulated: bool = False
+    numa: int = -1
+    parent: int = -1
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A machine and its GPUs, in index order. `local` is the one that the scheduler runs on."""
+    """A machine and its GPUs, in index order. `local` is the one that the scheduler runs on.
+
+    Attributes:
+        labels: what requests may ask for, by key.
+        links: how well each two GPUs are connected, a row for each, by index: 100 for each NVLink, and on top (where
+            no NVSwitch makes that irrelevant) 60 for one board, 50 for one PCIe switch, 40 for several, 30 for one
+            host bridge, 20 for one CPU, 10 for different ones. Empty: unknown, all alike.
+    """
 
     name: str
     devices: tuple[DeviceInfo, ...]
     local: bool = True
     driver_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    links: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,21 @@ class Moves(Ground):
 
     # -- waiting -----------------------------------------------------------------------------------------
 
+    def _enqueue(self, job: Job) -> None:
+        """Put a waiting job into the queue."""
+        job.expected = self.queue.order.estimate(job)
+        promoted = self.queue.order.promote_at(job)
+        if promoted is not None:
+            self._deadlines.add(promoted, Due.PROMOTE, job.id)
+        self.queue.add(job)
+
     def _wait(self, job: Job, now: float, gate: Gate | None, message: str) -> None:
         """Put a job that has just left its lease, or waits already, (back) into the queue at its place."""
         if job in self.queue:
             self.queue.remove(job)
         since = job.status.since if isinstance(job.status, Queued) else job.submitted_at
         self._move(job, Queued(since, gate), now, message)
-        self.queue.add(job)
+        self._enqueue(job)
         if gate in (Gate.BEGIN_TIME, Gate.BACKOFF) and job.not_before is not None:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
         self._out += [do.JobChanged(job.id), do.QueueChanged()]
@@ -40,6 +48,7 @@ class Moves(Ground):
         """A sign of life: the client of a job that was passed over, or missed since a restart, is there."""
         if job.id in self.absent:
             self.absent.discard(job.id)
+            job.missed = 0
             self._check_all_back()
         if isinstance(job.status, Queued) and job.status.gate in (Gate.UNCONFIRMED, Gate.REATTACH):
             self._regate(job, now, "awake again")
@@ -65,6 +74,11 @@ class Moves(Ground):
         self.queue.remove(job)
         self.pool.take(start.devices, job.id)
         self.running[job.id] = job
+        self.ends.add(job.id, lease.expires_at, start.devices)
+        self.usage.change(job.spec.owner.name, len(start.devices), now)
+        self.queue.order.started(job, now)
+        for passed in start.passed:
+            passed.bypassed += 1
         if batch:
             job.attempt += 1
             # The end of an earlier run's stream means nothing to this one.
@@ -107,12 +121,18 @@ class Moves(Ground):
         lease = job.lease
         if lease is not None:
             del self.running[job.id]
+            self.ends.remove(job.id)
+            self.usage.change(job.spec.owner.name, -len(lease.devices), now)
+            self.queue.order.ended(job, lease, now)
             # Of a job from before a restart, a device may be gone since.
             devices = tuple(uuid for uuid in lease.devices if uuid in self.pool.devices)
-            self.pool.give_back(devices, Condition.CHECKING)
+            self.pool.give_back(devices, Condition.CHECKING if self.settings.check_released else Condition.CLEAN)
             self.absent.discard(job.id)
+            job.missed = 0
             self._changes.ended.append((lease.epoch, now))
-            self._out += [do.DevicesChanged(devices), do.CheckDevices(devices, job.id)]
+            self._out.append(do.DevicesChanged(devices))
+            if self.settings.check_released:
+                self._out.append(do.CheckDevices(devices, job.id))
             self.pass_wanted = True
         return lease
 
@@ -138,12 +158,11 @@ class Moves(Ground):
             state: what it ends as if it is not queued again.
             reason: for the holder's stream, empty if the holder ended it.
         """
-        lease, batch = job.lease, job.spec.batch
-        assert lease is not None
+        batch = job.spec.batch
         if batch is None:
             self._end(job, now, state, outcome, reason)
             return
-        job.attempts.append(Attempt(job.attempt, lease.granted_at, now, state, outcome, lease.devices, usage))
+        self._record_run(job, now, state, outcome, usage)
         again: str | None = None
         pause = 0.0
         if job.requeue_asked:
@@ -169,6 +188,19 @@ class Moves(Ground):
         self._wait(job, now, job.gate_at(now), again)
         # The old run's stream is to be told that it is over.
         self._out.append(do.Ended(job.id, state, outcome.message, reason))
+
+    def _lose_run(self, job: Job, now: float, message: str, reason: str = "") -> None:
+        """A run ended and nobody reported how: as cancelled where it was asked to end, else as lost."""
+        if job.cancelling is not None:
+            self._finish_run(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]), reason=reason)
+        else:
+            self._finish_run(job, now, State.LOST, Outcome(message=message), reason=reason)
+
+    def _record_run(self, job: Job, now: float, state: State, outcome: Outcome, usage: Usage | None = None) -> None:
+        """Put the run of a batch job that ends now, if there is one, among its attempts."""
+        lease = job.lease
+        if lease is not None and job.spec.batch is not None:
+            job.attempts.append(Attempt(job.attempt, lease.granted_at, now, state, outcome, lease.devices, usage))
 
     def _give_up(self, job: Job, now: float) -> None:
         """End a job that has waited for as long as it was to, or was not to wait at all."""

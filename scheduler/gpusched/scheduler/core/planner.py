@@ -1,74 +1,290 @@
 """The pass: which waiting jobs start now, on which devices.
 
-Strict order. A job that cannot start blocks every later job that could use a device that it could use, so a
-big job is never overtaken by small ones; one that is blocked blocks in its turn. Jobs with nothing in common
-do not wait for each other. A job that waits for devices that are drained, foreign, dirty or unhealthy for over
-a minute blocks nobody, lest one broken GPU stop the box.
+Strict order: a job that cannot start blocks every later job that could use a device that it could use; one that is
+blocked blocks in its turn. Jobs with nothing in common do not wait for each other. With backfill a later job may go
+before one that must wait, if that cannot delay the promise made to it (see `reservation`). A job that waits for
+devices that are drained, foreign, dirty or unhealthy for over a minute blocks nobody, lest one broken GPU stop the
+box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from operator import itemgetter
 
+from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.orders.base import Key
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.queue import JobClass, JobQueue, Key, Verdict
+from gpusched.scheduler.core.queue import NO_LIMIT, JobClass, JobQueue, Verdict, limit_of
+from gpusched.scheduler.core.reservation import Reservation, reserve
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A job that starts now."""
+    """A job that starts now, and those before it in the queue that have a promise."""
 
     job: Job
     devices: tuple[str, ...]
+    passed: tuple[Job, ...] = ()
 
 
-def plan(queue: JobQueue, pool: Pool, now: float, set_aside_after: float, slots: int | None = None) -> Iterator[Start]:
-    """Decide what starts. The caller performs each start (queue and pool change) before it asks for the next.
+class Pass:
+    """One look at the queue. `starts` is asked for one start at a time; the caller performs each before the next.
 
-    Cost: O(k log k) for k classes of equal requests, and O(log n) for each start; independent of how many wait.
+    Cost: O(k log k) for k classes of equal requests, O(log n) for each start, and O(r) for r running jobs once
+    somebody must wait; with what backfill must look at for jobs that fit and may not start.
 
     Args:
+        queue: who waits.
+        pool: all devices.
+        ends: when running jobs end at the latest.
+        policy: who may pass whom.
         now: seconds of the engine's clock.
         set_aside_after: seconds that a job may block others while its devices are out of service.
         slots: at most so many starts, None for any number.
     """
-    heads: list[tuple[Key, int, JobClass]] = [
-        (first, number, found)
-        for number, found in enumerate(queue.classes.values())
-        if (first := found.keys.first()) is not None
-    ]
-    heapify(heads)
-    blocked: set[str] = set()
-    blockers: list[tuple[frozenset[str], JobId]] = []
-    while heads and slots != 0:
-        key, number, found = heappop(heads)
-        if found.eligible is None:
-            found.eligible = pool.eligible(found.request)
-        eligible = found.eligible
-        behind = not eligible.isdisjoint(blocked)
-        devices = None if behind else pool.place(found.request)
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        pool: Pool,
+        ends: Ends,
+        policy: PolicySettings,
+        now: float,
+        set_aside_after: float,
+        slots: int | None = None,
+    ) -> None:
+        self._queue, self._pool, self._ends, self._policy, self._now = queue, pool, ends, policy, now
+        self._set_aside_after = set_aside_after
+        self._slots = slots
+        self._backfill = policy.backfill != "none"
+        #: Promises made in this pass.
+        self.reservations: list[Reservation] = []
+        self._blocked: set[str] = set()
+        self._blockers: list[tuple[frozenset[str], JobId]] = []
+        #: The last of the jobs that block others.
+        self._last: Job | None = None
+
+    def starts(self) -> Iterator[Start]:
+        """Decide what starts."""
+        queue = self._queue
+        shortest = self._policy.candidates == "sjbf" and self._backfill
+        index = queue.lane_index
+        heads: list[tuple[int, Key, int, JobClass]] = []
+        for number, found in enumerate(queue.classes.values()):
+            heads.append((index[found.lane], found.keys.first(), number, found))  # type: ignore[arg-type]
+        heapify(heads)
+        later: list[JobClass] = []
+        while heads and self._slots != 0:
+            lane, key, number, found = heappop(heads)
+            eligible = found.eligible
+            if eligible is None:
+                eligible = found.eligible = self._pool.eligible(found.request)
+            if not self._blocked or eligible.isdisjoint(self._blocked):
+                start = self._first(key, found, eligible)
+                if start is not None:
+                    following = found.keys.after(key)
+                    yield start
+                    if following is not None:
+                        heappush(heads, (lane, following, number, found))
+                elif self._backfill and found.verdict is Verdict.WAITS and not shortest:
+                    # Others that ask for the same may be short enough to go before it.
+                    self._push_candidate(heads, lane, key, number, found)
+                elif shortest and found.verdict is Verdict.WAITS:
+                    later.append(found)
+                continue
+            if shortest:
+                later.append(found)
+                continue
+            start = self._candidate(key, found, eligible)
+            if start is not None:
+                yield start
+            if self._backfill and found.verdict is Verdict.BEHIND:
+                self._push_candidate(heads, lane, key, number, found)
+        if shortest:
+            yield from self._shortest(later)
+
+    def still_holds(self, now: float, fresh: Sequence[Job]) -> bool:
+        """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
+        if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service:
+            return False
+        if any(promise.at < now for promise in self.reservations):
+            return False
+        return self._last is None or all(self._queue.is_before(self._last, job) for job in fresh)
+
+    def more(self, fresh: Sequence[Job], now: float) -> Iterator[Start]:
+        """Decide which of some jobs start that were submitted since; all others still cannot."""
+        self._now = now
+        queue = self._queue
+        shortest = self._policy.candidates == "sjbf" and self._backfill
+        later: list[tuple[float, Job]] = []
+        for job in sorted(fresh, key=lambda job: queue.ranked(job.lane, job.key)):
+            found = queue.class_of(job)
+            eligible = found.eligible
+            if eligible is None:
+                eligible = found.eligible = self._pool.eligible(found.request)
+            if not self._blocked or eligible.isdisjoint(self._blocked):
+                start = self._first(job.key, found, eligible)
+            elif shortest:
+                later.append((limit_of(job), job))
+                continue
+            else:
+                start = self._candidate(job.key, found, eligible)
+            if start is not None:
+                yield start
+        for _, job in sorted(later, key=itemgetter(0)):
+            found = queue.class_of(job)
+            start = self._candidate(job.key, found, found.eligible or frozenset())
+            if start is not None:
+                yield start
+
+    # -- who has nobody before him -------------------------------------------------------------------------
+
+    def _first(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
+        """Start the first job of a class, or have it wait: then it blocks others."""
+        devices = self._pool.place(found.request)
         if devices is not None:
             found.unavailable_since = None
-            following = found.keys.after(key)
-            slots = None if slots is None else slots - 1
-            yield Start(queue.job(key), devices)
-            if following is not None:
-                heappush(heads, (following, number, found))
-            continue
-        if pool.count_serviceable(eligible) < found.request.gpus:
-            if found.unavailable_since is None:
-                found.unavailable_since = now
-            if now >= found.unavailable_since + set_aside_after:
-                found.verdict = Verdict.SET_ASIDE
-                continue
-        else:
+            return self._started(self._queue.job(key), devices, ())
+        if self._out_of_service(found, eligible):
+            return None
+        found.verdict = Verdict.WAITS
+        found.blocked_by = None
+        self._block(self._queue.job(key), eligible)
+        return None
+
+    def _out_of_service(self, found: JobClass, eligible: frozenset[str]) -> bool:
+        """Whether a class that cannot start has waited long enough for devices that somebody must mend."""
+        pool = self._pool
+        if pool.all_in_service or pool.count_serviceable(eligible) >= found.request.gpus:
             found.unavailable_since = None
-        found.verdict = Verdict.BEHIND if behind else Verdict.WAITS
-        found.blocked_by = next((job for devices, job in blockers if not eligible.isdisjoint(devices)), None)
-        if not eligible <= blocked:
+            return False
+        if found.unavailable_since is None:
+            found.unavailable_since = self._now
+        if self._now < found.unavailable_since + self._set_aside_after:
+            return False
+        found.verdict = Verdict.SET_ASIDE
+        return True
+
+    def _block(self, job: Job, eligible: frozenset[str]) -> None:
+        self._last = job
+        if not eligible <= self._blocked:
             # Whoever shares a device with a job that adds none is named after an earlier one: a short list will do.
-            blocked |= eligible
-            blockers.append((eligible, queue.job(key).id))
+            self._blocked |= eligible
+            self._blockers.append((eligible, job.id))
+        if self._backfill:
+            several = self._policy.depth > 1
+            promise = reserve(job, eligible, self._pool, self._ends, self._now, self.reservations, several=several)
+            promise.frozen = self._is_frozen(job)
+            self.reservations.append(promise)
+
+    def _is_frozen(self, job: Job) -> bool:
+        policy = self._policy
+        often = policy.freeze_bypasses and job.bypassed >= policy.freeze_bypasses
+        long = policy.freeze_wait and self._now - job.submitted_at >= policy.freeze_wait
+        return bool(often or long)
+
+    # -- who comes after somebody that must wait -----------------------------------------------------------
+
+    def _candidate(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
+        """Start a job although one before it must wait, if nobody is the worse for it."""
+        if self._pool.all_in_service:
+            found.unavailable_since = None
+        elif self._out_of_service(found, eligible):
+            return None
+        found.verdict = Verdict.BEHIND
+        found.blocked_by = next((job for devices, job in self._blockers if not eligible.isdisjoint(devices)), None)
+        if not self._backfill:
+            self._block(self._queue.job(key), eligible)
+            return None
+        if found.request.gpus > self._pool.free_total:
+            self._reserve_more(key, found, eligible)
+            return None
+        devices = self._pool.place(found.request)
+        if devices is None:
+            self._reserve_more(key, found, eligible)
+            return None
+        job = self._queue.job(key)
+        until = self._now + limit_of(job)
+        passed = []
+        for promise in self.reservations:
+            if not promise.allows(self._pool, devices, until):
+                return None
+            passed.append(promise.job)
+        for promise in self.reservations:
+            promise.charge(self._pool, devices, until)
+        return self._started(job, devices, tuple(passed))
+
+    def _reserve_more(self, key: Key, found: JobClass, eligible: frozenset[str]) -> None:
+        """Promise something to a job behind others that wait, if so many promises are to be kept."""
+        if self._policy.depth == 1:
+            return
+        rivals = sum(1 for each in self.reservations if not each.eligible.isdisjoint(eligible))
+        if rivals < self._policy.depth:
+            self._block(self._queue.job(key), eligible)
+
+    def _push_candidate(
+        self, heads: list[tuple[int, Key, int, JobClass]], lane: int, key: Key, number: int, found: JobClass
+    ) -> None:
+        """Look at the next of a class that may start at all: it fits, and ends in time or takes only what is spare."""
+        need = found.request.gpus
+        if need > self._pool.free_total:
+            return
+        following = found.keys.after(key, self._longest(found, need))
+        if following is not None:
+            heappush(heads, (lane, following, number, found))
+
+    def _longest(self, found: JobClass, need: int) -> float:
+        """The longest time limit that a candidate of a class may have (in seconds), as far as counts can tell."""
+        longest = NO_LIMIT
+        eligible = found.eligible
+        assert eligible is not None
+        for promise in self.reservations:
+            inside = promise.eligible is eligible or eligible <= promise.eligible
+            if inside and (promise.frozen or (promise.free is None and need > promise.spare)):
+                longest = min(longest, promise.at - self._now)
+        return longest
+
+    def _shortest(self, later: list[JobClass]) -> Iterator[Start]:
+        """Backfill with the shortest limit first; equal ones in the queue's order."""
+        index = self._queue.lane_index
+        heap: list[tuple[float, int, Key, int, JobClass]] = []
+
+        def push(found: JobClass, number: int, after: tuple[float, Key] | None) -> None:
+            assert found.by_limit is not None
+            if found.request.gpus > self._pool.free_total:
+                return
+            entry = found.by_limit.first() if after is None else found.by_limit.after(after)
+            if entry is not None and entry[0] <= self._longest(found, found.request.gpus):
+                heappush(heap, (entry[0], index[found.lane], entry[1], number, found))
+
+        for number, found in enumerate(later):
+            if found.verdict is not Verdict.WAITS:
+                self._name_blocker(found)
+            push(found, number, None)
+        while heap and self._slots != 0:
+            limit, _, key, number, found = heappop(heap)
+            assert found.eligible is not None
+            start = None
+            if not any(each.job.key == key for each in self.reservations):
+                verdict = found.verdict, found.blocked_by
+                start = self._candidate(key, found, found.eligible)
+                found.verdict, found.blocked_by = verdict
+            if start is not None:
+                yield start
+            push(found, number, (limit, key))
+
+    def _name_blocker(self, found: JobClass) -> None:
+        eligible = found.eligible
+        assert eligible is not None
+        found.verdict = Verdict.BEHIND
+        found.blocked_by = next((job for devices, job in self._blockers if not eligible.isdisjoint(devices)), None)
+
+    def _started(self, job: Job, devices: tuple[str, ...], passed: tuple[Job, ...]) -> Start:
+        if self._slots is not None:
+            self._slots -= 1
+        return Start(job, devices, passed)

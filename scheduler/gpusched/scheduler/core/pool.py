@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
+from gpusched.scheduler.core import placement
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Request
 
@@ -53,13 +54,6 @@ class Node:
     available: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Constraint:
-    memory_bytes: int
-    model: str
-    node: str
-
-
 class Pool:
     """All devices of all nodes.
 
@@ -71,9 +65,12 @@ class Pool:
         self.nodes: dict[str, Node] = {}
         self.devices: dict[str, Device] = {}
         self._place: dict[str, tuple[Node, int]] = {}
-        self._eligible: dict[_Constraint, frozenset[str]] = {}
+        self._eligible: dict[tuple[object, ...], frozenset[str]] = {}  # by all of a request but number and shape
         self._same: dict[frozenset[str], frozenset[str]] = {}  # one object for equal sets: there are few
         self._out_of_service: set[str] = set()  # drained, or not well or empty
+        #: How many devices may be handed out now.
+        self.free_total = 0
+        self._held = 0
         for info in nodes:
             node = Node(info, [Device(device) for device in info.devices])
             self.nodes[info.name] = node
@@ -83,6 +80,9 @@ class Pool:
                 self.devices[device.uuid] = device
                 self._place[device.uuid] = (node, position)
             node.available = list(range(len(node.devices)))
+            self.free_total += len(node.devices)
+        self._layout = placement.Layout(node.info for node in self.nodes.values())
+        self._available = {name: node.available for name, node in self.nodes.items()}  # the very lists
 
     # -- what is there ---------------------------------------------------------------------------------
 
@@ -119,21 +119,54 @@ class Pool:
 
     def eligible(self, request: Request) -> frozenset[str]:
         """Uuids of all devices that could ever serve in a grant of the request, busy or not."""
-        constraint = _Constraint(request.memory_bytes, request.model, request.node)
+        constraint = (
+            *(request.memory_bytes, request.model, request.node),
+            *(request.nodes, request.gpu_ids, request.exclude, request.labels),
+        )
         found = self._eligible.get(constraint)
         if found is None:
-            found = frozenset(
-                device.uuid
-                for name, node in self.nodes.items()
-                if not request.node or name == request.node
-                for device in node.devices
-                if device.info.memory_bytes >= request.memory_bytes and request.model in device.info.model.lower()
-            )
+            found = self._find_eligible(request)
             found = self._same.setdefault(found, found)
             if len(self._eligible) >= _MAX_REMEMBERED:
                 self._eligible.clear()
             self._eligible[constraint] = found
         return found
+
+    def named(self, name: str) -> Device | None:
+        """What a uuid, "node:index", or an index on the scheduler's own node means; None if there is no such device."""
+        device = self.devices.get(name)
+        if device is not None:
+            return device
+        node_name, colon, index = name.rpartition(":")
+        if not (index.isascii() and index.isdigit() and len(index) <= 6):
+            return None
+        if colon:
+            node = self.nodes.get(node_name)
+        else:
+            node = next((node for node in self.nodes.values() if node.info.local), None)
+        return next((each for each in node.devices if each.info.index == int(index)), None) if node else None
+
+    def _find_eligible(self, request: Request) -> frozenset[str]:
+        only = {device.uuid for name in request.gpu_ids if (device := self.named(name))}
+        # A node may be called like a GPU's index; then both are meant.
+        never = {device.uuid for name in request.exclude if (device := self.named(name))}
+        found = []
+        for name, node in self.nodes.items():
+            if request.node not in ("", name) or name in request.exclude:
+                continue
+            if request.nodes and name not in request.nodes:
+                continue
+            labels = [label for label in request.labels if node.info.labels.get(label[0]) != label[1]]
+            found += [
+                info.uuid
+                for info in node.info.devices
+                if info.memory_bytes >= request.memory_bytes
+                and request.model in info.model.lower()
+                and (not request.gpu_ids or info.uuid in only)
+                and info.uuid not in never
+                and all(label in info.labels for label in labels)
+            ]
+        return frozenset(found)
 
     def serviceable(self, request: Request) -> int:
         """How many eligible devices are free now or will be without anybody mending anything."""
@@ -153,53 +186,108 @@ class Pool:
 
     # -- choosing ---------------------------------------------------------------------------------------
 
-    def place(self, request: Request) -> tuple[str, ...] | None:
-        """Devices for a request, in the order of their indices, or None if it cannot have all of them now.
+    def place(self, request: Request, free: Mapping[str, list[int]] | None = None) -> tuple[str, ...] | None:
+        """Devices for a request, node by node in the order of their indices, or None if it cannot have all of them.
 
-        Fewest nodes first; among nodes that hold it whole the one with the least left over; among equal
-        ones the earliest. Lowest indices within a node.
+        Args:
+            request: what is asked for.
+            free: what is free: node name to the ascending positions in `Node.devices`; None for what is free now.
         """
         eligible = self.eligible(request)
-        # A node may be gone that a job kept from before a restart asks for.
-        nodes = [node for name, node in self.nodes.items() if request.node in ("", name)]
-        whole = len(eligible) == len(self.devices)
-        choices: list[tuple[Node, list[int]]] = []
-        for node in nodes:
-            positions = node.available
-            if not whole:
-                positions = [p for p in positions if node.devices[p].uuid in eligible]
-            if positions:
-                choices.append((node, positions))
-        fitting = [choice for choice in choices if len(choice[1]) >= request.gpus]
-        if fitting:
-            node, positions = min(fitting, key=lambda choice: len(choice[1]))
-            return tuple(node.devices[p].uuid for p in positions[: request.gpus])
-        if sum(len(positions) for _, positions in choices) < request.gpus:
-            return None
-        chosen: list[str] = []
-        for node, positions in sorted(choices, key=lambda choice: -len(choice[1])):
-            chosen += [node.devices[p].uuid for p in positions[: request.gpus - len(chosen)]]
-        return tuple(chosen)
+        any_will_do = len(eligible) == len(self.devices)
+        return placement.place(
+            self._layout, self._available if free is None else free, request, None if any_will_do else eligible
+        )
+
+    def place_on_idle(self, request: Request, *, in_service: bool = False) -> tuple[str, ...] | None:
+        """What it would get if nobody held anything; with `in_service`, of what nobody has to mend first."""
+        free = {
+            name: [p for p, device in enumerate(node.devices) if not in_service or self.in_service(device)]
+            for name, node in self.nodes.items()
+        }
+        return self.place(request, free)
+
+    # -- what if -----------------------------------------------------------------------------------------
+
+    @property
+    def all_in_service(self) -> bool:
+        """True if no device is drained, foreign, dirty or unhealthy."""
+        return not self._out_of_service
+
+    def everything(self, uuids: frozenset[str]) -> bool:
+        """True if these are all devices there are, and each is in service."""
+        return not self._out_of_service and len(uuids) == len(self.devices)
+
+    def count_of(self, devices: Iterable[str], uuids: frozenset[str]) -> int:
+        """How many of some leased devices are among others, and will be of use when the lease ends."""
+        return sum([uuid in uuids and uuid not in self._out_of_service for uuid in devices])
+
+    def count_soon(self, uuids: frozenset[str]) -> int:
+        """How many of some devices nobody holds and nobody has to mend: free, or about to be."""
+        if len(uuids) == len(self.devices) and not self._out_of_service:
+            return len(uuids) - self._held
+        devices = self.devices
+        return sum([devices[u].holder is None and u not in self._out_of_service for u in uuids])
+
+    def free_soon(self) -> dict[str, list[int]]:
+        """Positions of such devices by node, ascending."""
+        return {
+            name: [p for p, each in enumerate(node.devices) if each.holder is None and self.in_service(each)]
+            for name, node in self.nodes.items()
+        }
+
+    def with_(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
+        """Free positions when these devices have come back; those that somebody must mend do not count."""
+        out = dict(free)
+        for uuid in devices:
+            found = self._place.get(uuid)
+            if found is not None and uuid not in self._out_of_service:
+                name = found[0].info.name
+                out[name] = sorted({*out[name], found[1]})
+        return out
+
+    def without(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
+        """Free positions when somebody has these devices."""
+        out = dict(free)
+        for uuid in devices:
+            found = self._place.get(uuid)
+            if found is not None:
+                name = found[0].info.name
+                out[name] = [position for position in out[name] if position != found[1]]
+        return out
 
     # -- changing ---------------------------------------------------------------------------------------
 
     def take(self, uuids: Iterable[str], job: JobId) -> None:
         """Give devices to a job. They must be available."""
+        places = self._place
         for uuid in uuids:
-            device = self.devices[uuid]
-            if not self.is_available(device):
+            node, position = places[uuid]
+            device = node.devices[position]
+            available = node.available
+            # What is handed out is mostly the first that is free.
+            at = 0 if available and available[0] == position else bisect_left(available, position)
+            if at == len(available) or available[at] != position:
                 raise AssertionError(f"device {uuid} is {self.state(device).name}, not free for job {job}")
+            del available[at]
+            self.free_total -= 1
+            self._held += 1
             device.holder = job
-            self._refresh(device)
 
     def give_back(self, uuids: Iterable[str], condition: Condition) -> None:
         """End a hold. `condition` is CLEAN where nothing can have run, else CHECKING."""
         for uuid in uuids:
-            device = self.devices[uuid]
+            node, position = self._place[uuid]
+            device = node.devices[position]
             device.previous, device.holder = device.holder, None
+            self._held -= 1
             if device.condition is not Condition.UNHEALTHY:
                 device.condition, device.message = condition, ""
-            self._refresh(device)
+            if condition is Condition.CLEAN and not self._out_of_service and device.drained is None:
+                insort(node.available, position)
+                self.free_total += 1
+            else:
+                self._refresh(device)
 
     def claim(self, uuids: Iterable[str], job: JobId) -> None:
         """Give devices to a job that had them before a restart, whatever their condition."""
@@ -207,6 +295,7 @@ class Pool:
             device = self.devices[uuid]
             if device.holder is not None:
                 raise AssertionError(f"device {uuid} is leased to jobs {device.holder} and {job}")
+            self._held += 1
             device.holder = job
             self._refresh(device)
 
@@ -215,6 +304,7 @@ class Pool:
         for uuid in uuids:
             device = self.devices[uuid]
             device.holder = None
+            self._held -= 1
             self._refresh(device)
 
     def observe(self, uuid: str, condition: Condition, message: str) -> bool:
@@ -249,5 +339,7 @@ class Pool:
         listed = position in node.available
         if available and not listed:
             insort(node.available, position)
+            self.free_total += 1
         elif listed and not available:
             node.available.remove(position)
+            self.free_total -= 1

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
+from gpusched.scheduler.core.bounded import BoundedList
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.ordered import RankedList
+from gpusched.scheduler.core.orders.base import ONE_LANE, Key, Lane, Order
 
-Key = tuple[int, int]
+#: A place in the order that stays good when the job that stood there has left.
+Place: TypeAlias = tuple[Lane, Key]
+#: Number of a lane at this moment, and the key within it: comparable across lanes until they are arranged anew.
+Rank: TypeAlias = tuple[int, Key]
+#: What sets classes apart.
+ClassId: TypeAlias = tuple[Request, Lane, Hashable]
+
+NO_LIMIT = float("inf")
 
 
 class Verdict(Enum):
@@ -21,14 +30,20 @@ class Verdict(Enum):
     WAITS = "waits"  # its first job has no job ahead, but too few free devices
     BEHIND = "behind"  # a job ahead blocks it
     SET_ASIDE = "set aside"  # it waits for devices that somebody must mend; it blocks nobody
+    QUOTA = "quota"  # its owner has as much as allowed; it blocks nobody
 
 
 @dataclass(slots=True, eq=False)
 class JobClass:
-    """Jobs that ask for the same: if the first cannot start, none of them can."""
+    """Jobs that ask for the same, of one lane: if the first cannot start for want of devices, none of them can."""
 
+    id: ClassId
     request: Request
-    keys: RankedList[Key] = field(default_factory=RankedList)
+    lane: Lane
+    #: Their keys, each with the job's time limit in seconds.
+    keys: BoundedList[Key] = field(default_factory=BoundedList)
+    #: The same by (limit, key), kept only where the shortest is looked for.
+    by_limit: RankedList[tuple[float, Key]] | None = None
     #: Devices that could serve, once a pass has asked.
     eligible: frozenset[str] | None = None
     verdict: Verdict = Verdict.UNSEEN
@@ -41,13 +56,32 @@ class JobClass:
 Findings: TypeAlias = tuple[Verdict, JobId | None, float | None]
 
 
-class JobQueue:
-    """All waiting jobs. Submit, removal and position are O(log n); a pass sees one job per class."""
+def limit_of(job: Job) -> float:
+    """Seconds that backfill must reckon with: the time limit, infinite where there is none."""
+    return NO_LIMIT if job.time_limit is None else job.time_limit
 
-    def __init__(self) -> None:
-        self.classes: dict[Request, JobClass] = {}
-        self._order: RankedList[Key] = RankedList()
+
+class JobQueue:
+    """All waiting jobs. Submit, removal and position are O(log n); a pass sees one job per class.
+
+    Args:
+        order: who is next.
+        group: what sets jobs with equal requests apart in a pass, such as their owner where there are quotas.
+        shortest: keep each class by time limit, too.
+    """
+
+    def __init__(self, order: Order, group: Callable[[Job], Hashable] | None = None, *, shortest: bool = False) -> None:
+        self.order = order
+        self.classes: dict[ClassId, JobClass] = {}
+        self._group = group
+        self._shortest = shortest
+        self._lanes: dict[Lane, RankedList[Key]] = {ONE_LANE: RankedList()} if order.single else {}
+        self._sorted: list[Lane] = list(self._lanes)
+        #: Number of each lane, first to last, until they are arranged anew.
+        self.lane_index: dict[Lane, int] = {lane: i for i, lane in enumerate(self._sorted)}
         self._jobs: dict[JobId, Job] = {}
+        #: How many of them a pass may start; the others have a gate.
+        self.considered = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -57,73 +91,137 @@ class JobQueue:
 
     def __iter__(self) -> Iterator[Job]:
         """In the order of their positions."""
-        for _, number in self._order:
-            yield self._jobs[JobId(number)]
+        for lane in list(self._sorted):
+            for key in self._lanes[lane]:
+                yield self._jobs[key[-1]]
+
+    # -- changing ----------------------------------------------------------------------------------------
+
+    def place(self, job: Job) -> None:
+        """Work out where a job stands, or would stand."""
+        job.lane = self.order.lane(job)
+        job.key = self.order.key(job)
 
     def add(self, job: Job) -> None:
         """Let a job wait. One that is not awake has a position and is not considered."""
+        self.place(job)
         self._jobs[job.id] = job
-        self._order.add(job.key)
+        lane = self._lanes.get(job.lane)
+        if lane is None:
+            lane = self._lanes[job.lane] = RankedList()
+            self.lane_index[job.lane] = len(self._sorted)
+            self._sorted.append(job.lane)
+        lane.add(job.key)
         if job.awake:
-            self._class(job.request).keys.add(job.key)
-
-    @property
-    def considered(self) -> int:
-        """How many of them a pass may start; the others have a gate."""
-        return sum(len(found.keys) for found in self.classes.values())
+            self.considered += 1
+            limit = limit_of(job)
+            found = self._class(job)
+            found.keys.add(job.key, limit)
+            if found.by_limit is not None:
+                found.by_limit.add((limit, job.key))
 
     def remove(self, job: Job) -> None:
-        """Take a job out. Its key and wakefulness must be those it was added with."""
+        """Take a job out. Its wakefulness and time limit must be those it was added with."""
         del self._jobs[job.id]
-        self._order.remove(job.key)
+        self._lanes[job.lane].remove(job.key)
         if job.awake:
-            found = self.classes[job.request]
+            self.considered -= 1
+            found = self.class_of(job)
             found.keys.remove(job.key)
+            if found.by_limit is not None:
+                found.by_limit.remove((limit_of(job), job.key))
             if not found.keys:
-                del self.classes[job.request]
+                del self.classes[found.id]
 
-    def change_priority(self, job: Job, priority: int) -> None:
-        """Give a waiting job its place in another tier. What is known of its class stays known."""
-        lists = [self._order]
-        if job.awake:
-            lists.append(self.classes[job.request].keys)
-        for keys in lists:
-            keys.remove(job.key)
-        job.priority = priority
-        for keys in lists:
-            keys.add(job.key)
+    def change(self, job: Job, change: Callable[[Job], None]) -> None:
+        """Change something of a waiting job on which its place depends. What is known of its class stays known."""
+        found = self.class_of(job) if job.awake else None
+        self.remove(job)
+        if found is not None and not found.keys:
+            self.classes[found.id] = found
+        change(job)
+        self.add(job)
+        if found is not None and not found.keys:
+            del self.classes[found.id]
+
+    def arrange(self, now: float) -> bool:
+        """Put the lanes in order. Returns True if that changed anybody's position."""
+        if self.order.single:
+            return False
+        empty = [lane for lane, keys in self._lanes.items() if not keys]
+        for lane in empty:
+            del self._lanes[lane]
+        arranged = self.order.arrange(self._lanes, now)
+        changed = arranged != [lane for lane in self._sorted if lane in self._lanes]
+        self._sorted = arranged
+        self.lane_index = {lane: i for i, lane in enumerate(arranged)}
+        return changed
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def job(self, key: Key) -> Job:
+        return self._jobs[key[-1]]
+
+    def class_of(self, job: Job) -> JobClass:
+        """The class of a waiting, awake job."""
+        return self.classes[self._class_id(job)]
+
+    def ranked(self, lane: Lane, key: Key) -> Rank:
+        """What to compare to tell who of several lanes is first."""
+        return self.lane_index[lane], key
+
+    def is_before(self, job: Job, other: Job) -> bool:
+        """Whether a job stands before another one; both must wait."""
+        return (self.lane_index[job.lane], job.key) < (self.lane_index[other.lane], other.key)
+
+    def rank(self, job: Job) -> int:
+        """How many waiting jobs come before a job, which need not be among them if its place is known."""
+        before = 0
+        for lane in self._sorted:
+            if lane == job.lane:
+                return before + self._lanes[lane].rank(job.key)
+            before += len(self._lanes[lane])
+        return before
 
     def position(self, job: Job) -> int:
         """Rank in the queue; 1 is next."""
-        return self._order.rank(job.key) + 1
+        return self.rank(job) + 1
 
-    def rank(self, key: Key) -> int:
-        """How many waiting jobs come before a key."""
-        return self._order.rank(key)
+    def after(self, place: Place | None) -> Job | None:
+        """The next job after a place, at which nobody need stand any more; the first job for None."""
+        start = 0
+        if place is not None:
+            lane, key = place
+            start = self.lane_index.get(lane, 0)
+            if lane in self._lanes and (following := self._lanes[lane].after(key)) is not None:
+                return self.job(following)
+            start += lane in self._lanes
+        for lane in self._sorted[start:]:
+            first = self._lanes[lane].first()
+            if first is not None:
+                return self.job(first)
+        return None
 
-    def job(self, key: Key) -> Job:
-        return self._jobs[JobId(key[1])]
-
-    def after(self, key: Key | None) -> Job | None:
-        """The next job after a key, which need not be there any more; the first job for None."""
-        following = self._order.first() if key is None else self._order.after(key)
-        return None if following is None else self.job(following)
-
-    def findings(self) -> dict[Request, Findings]:
+    def findings(self) -> dict[ClassId, Findings]:
         """What the last pass found out about each class, to be put back after a pass that was only tried."""
         return {
-            request: (found.verdict, found.blocked_by, found.unavailable_since)
-            for request, found in self.classes.items()
+            name: (found.verdict, found.blocked_by, found.unavailable_since) for name, found in self.classes.items()
         }
 
-    def put_back(self, findings: dict[Request, Findings]) -> None:
+    def put_back(self, findings: dict[ClassId, Findings]) -> None:
         """Undo what a pass that was only tried found out. The classes must be those of `findings`."""
-        for request, (verdict, blocked_by, since) in findings.items():
-            found = self.classes[request]
+        for name, (verdict, blocked_by, since) in findings.items():
+            found = self.classes[name]
             found.verdict, found.blocked_by, found.unavailable_since = verdict, blocked_by, since
 
-    def _class(self, request: Request) -> JobClass:
-        found = self.classes.get(request)
+    def _class_id(self, job: Job) -> ClassId:
+        return job.spec.request, job.lane, None if self._group is None else self._group(job)
+
+    def _class(self, job: Job) -> JobClass:
+        name = self._class_id(job)
+        found = self.classes.get(name)
         if found is None:
-            found = self.classes[request] = JobClass(request)
+            found = self.classes[name] = JobClass(name, job.spec.request, job.lane)
+            if self._shortest:
+                found.by_limit = RankedList()
         return found

@@ -2,6 +2,10 @@
 
 Devices of leases that may still come back stay with them until they do, or the window ends. For a moment
 the queue waits for its clients too; then those who are missing are passed over, keeping their rank.
+
+The window is time in which a server was there to come back to. Restarts in quick succession go on with the same one,
+so that they cannot put off the end of a holder that is gone; a server that lives shorter than a part of it takes
+nothing off.
 """
 
 from __future__ import annotations
@@ -16,8 +20,12 @@ from gpusched.scheduler.core.states import Finished, Gate, Outcome, Queued, Runn
 if TYPE_CHECKING:
     from gpusched.scheduler.core.engine import Engine
 
+#: The window is counted in so many parts.
+WINDOW_PARTS = 8
+
 #: Keys of settings that are kept.
 PAUSED = "paused"
+POLICY = "policy"
 DRAINED = "drained:"
 DRAINED_NODE = "drained-node:"
 
@@ -32,7 +40,7 @@ def restore(engine: Engine, jobs: list[Job], settings: dict[str, str], now: floa
         now: seconds of the engine's clock.
     """
     _restore_settings(engine, settings)
-    window = now + engine.settings.window
+    window = engine.settings.window
     for job in jobs:
         engine.jobs[job.id] = job
         if job.token_hash:
@@ -50,7 +58,9 @@ def restore(engine: Engine, jobs: list[Job], settings: dict[str, str], now: floa
         for followed in list(job.unmet):
             engine._followers.setdefault(JobId(followed), []).append(job.id)
     if engine.absent:
-        engine._deadlines.add(window, Due.WINDOW_OVER)
+        for part in range(1, WINDOW_PARTS):
+            engine._deadlines.add(now + window * part / WINDOW_PARTS, Due.WINDOW_PART)
+        engine._deadlines.add(now + window, Due.WINDOW_OVER)
         if any(isinstance(engine.jobs[each].status, Queued) for each in engine.absent):
             engine.hold_until = now + engine.settings.hold_after_restart
             engine._deadlines.add(engine.hold_until, Due.HOLD_OVER)
@@ -67,18 +77,32 @@ def pass_over_absent(engine: Engine, now: float) -> None:
     engine.pass_wanted = True
 
 
+def count_absence(engine: Engine, now: float) -> None:
+    """A part of the window is over: holders that have missed all of it, over restarts in a row, lose their lease."""
+    for job_id in sorted(engine.absent):
+        job = engine.jobs[job_id]
+        # A waiting job that is missing is passed over, so that a new window for it costs nobody anything.
+        if isinstance(job.status, Running):
+            job.missed += 1
+            engine._changes.jobs[job_id] = job
+            if job.missed >= WINDOW_PARTS:
+                _give_up(engine, job, now)
+
+
 def give_up_absent(engine: Engine, now: float) -> None:
     """The window is over: who has not come back has lost place or lease."""
     for job_id in sorted(engine.absent):
-        job = engine.jobs[job_id]
-        engine.absent.discard(job_id)
-        if isinstance(job.status, Queued):
-            outcome = Outcome(message="its client did not come back after the restart")
-            engine._end(job, now, State.CANCELLED, outcome, "JOB_CANCELLED")
-        else:
-            who = "supervisor" if job.spec.batch is not None else "holder"
-            outcome = Outcome(message=f"its {who} did not come back after the restart")
-            engine._finish_run(job, now, State.LOST, outcome, reason="LEASE_REVOKED")
+        _give_up(engine, engine.jobs[job_id], now)
+
+
+def _give_up(engine: Engine, job: Job, now: float) -> None:
+    engine.absent.discard(job.id)
+    if isinstance(job.status, Queued):
+        outcome = Outcome(message="its client did not come back after the restart")
+        engine._end(job, now, State.CANCELLED, outcome, "JOB_CANCELLED")
+    else:
+        who = "supervisor" if job.spec.batch is not None else "holder"
+        engine._lose_run(job, now, f"its {who} did not come back after the restart", "LEASE_REVOKED")
 
 
 def _restore_settings(engine: Engine, settings: dict[str, str]) -> None:
@@ -93,7 +117,7 @@ def _restore_settings(engine: Engine, settings: dict[str, str]) -> None:
 def _restore_waiting(engine: Engine, job: Job, now: float) -> None:
     assert isinstance(job.status, Queued)
     job.status = Queued(job.status.since, job.gate_at(now))
-    engine.queue.add(job)
+    engine._enqueue(job)
     if job.not_before is not None and job.not_before > now:
         engine._deadlines.add(job.not_before, Due.GATE, job.id)
     if job.spec.max_wait is not None:
@@ -106,11 +130,14 @@ def _restore_running(engine: Engine, job: Job, now: float, window: float) -> Non
     assert isinstance(job.status, Running)
     lease = job.status.lease
     engine.running[job.id] = job
+    engine.ends.add(job.id, lease.expires_at, lease.devices)
+    engine.usage.change(job.spec.owner.name, len(lease.devices), now)
     # A device that is gone since then is missed by its holder, not by us.
     engine.pool.claim([uuid for uuid in lease.devices if uuid in engine.pool.devices], job.id)
     engine.absent.add(job.id)
     # Its holder cannot have been heard while there was nobody to listen.
-    engine._watch_lease(job, lease, earliest=window)
+    earliest = now + window * (WINDOW_PARTS - job.missed) / WINDOW_PARTS
+    engine._watch_lease(job, lease, earliest=earliest)
     if job.cancelling is not None:
-        engine._deadlines.add(max(window, job.cancelling[1]), Due.CANCEL_OVER, job.id, lease.epoch)
+        engine._deadlines.add(max(earliest, job.cancelling[1]), Due.CANCEL_OVER, job.id, lease.epoch)
     engine._out.append(do.JobChanged(job.id))

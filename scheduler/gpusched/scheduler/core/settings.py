@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from gpusched.scheduler.core.policy import PolicySettings
 
 #: Largest and smallest priority tier that may be asked for.
 MAX_PRIORITY = 100
@@ -25,6 +27,8 @@ class Settings:
         max_running: most jobs that may run, 0 for no limit (a count).
         default_limit: time limit of jobs that name none, None for none.
         max_limit: longest time limit that may be asked for, None for any; jobs that name none get it.
+        policy: the order of the queue and who may pass whom.
+        check_released: look at released devices before they are handed on; False where nothing can be left on them.
     """
 
     confirm_within: float = 5.0
@@ -39,3 +43,5 @@ class Settings:
     max_running: int = 0
     default_limit: float | None = None
     max_limit: float | None = None
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    check_released: bool = True

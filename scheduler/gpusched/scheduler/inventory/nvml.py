@@ -1,7 +1,6 @@
 """The GPUs of this machine, through NVIDIA's management library (NVML) by way of nvidia-ml-py.
 
-Calls go straight to the driver and may hang with it, so nothing here holds a lock across one; each GPU
-has its own event set, so that a sick GPU does not stand in the way of asking its neighbours.
+Calls go straight to the driver and may hang with it, so nothing here holds a lock across one.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ import contextlib
 import importlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from gpusched.scheduler.core.model import DeviceInfo, DeviceReading, Holder, NodeInfo, Owner, ProcessReading
-from gpusched.scheduler.inventory import faults, proc
+from gpusched.scheduler.inventory import faults, mig, proc, topology
+from gpusched.scheduler.inventory.health import Board, Look, in_words
 from gpusched.scheduler.ports import InventoryError
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 DEFAULT_IGNORED: Final = frozenset(
     {
@@ -36,7 +35,6 @@ DEFAULT_IGNORED: Final = frozenset(
     }
 )
 
-_MAX_EVENTS_A_READING = 64
 _LIST_ATTEMPTS = 3
 # Newer form first; the second is for drivers older than 510.
 _COMPUTE = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")
@@ -46,25 +44,11 @@ _MPS = ("nvmlDeviceGetMPSComputeRunningProcesses_v3", "nvmlDeviceGetMPSComputeRu
 
 @dataclass(slots=True)
 class _Gpu:
-    """One GPU as the driver knows it, and what was found out about it so far."""
+    """One device as the driver knows it: a whole GPU, or a MIG instance of one. `board` is what instances share."""
 
     info: DeviceInfo
     handle: Any
-    events: Any = None
-    xid_fault: str = ""
-    ecc_errors: int = 0
-    ecc_accepted: int = 0
-
-
-@dataclass(slots=True)
-class _Look:
-    """The faults met during one reading, in the order met."""
-
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, fault: str) -> None:
-        if fault and fault not in self.faults:
-            self.faults.append(fault)
+    board: Board
 
 
 class NvmlInventory:
@@ -77,6 +61,7 @@ class NvmlInventory:
         *,
         nvml: Any = None,
         proc_root: Path = proc.PROC,
+        sys_root: Path = topology.SYS,
     ) -> None:
         """Prepare; the driver is not touched before `discover`.
 
@@ -85,11 +70,13 @@ class NvmlInventory:
             node_name: name of this machine; empty for its host name.
             nvml: a module like `pynvml`; None for the real one.
             proc_root: where the proc file system is.
+            sys_root: where sysfs is.
         """
         self._ignore = ignore
         self._node_name = node_name or socket.gethostname()
         self._nvml = nvml
         self._proc_root = proc_root
+        self._sys_root = sys_root
         self._gpus: dict[str, _Gpu] = {}
         self._initialised = False
         self._calls: set[object] = set()  # those now in the driver; sets change atomically, so no lock
@@ -112,12 +99,13 @@ class NvmlInventory:
         with self._calling():
             nvml = self._start()
             try:
-                found = self._find(nvml)
+                found, links = self._find(nvml)
                 driver = _text(nvml.nvmlSystemGetDriverVersion())
             except nvml.NVMLError as error:
-                raise _none_found(_in_words(error)) from None
+                raise _none_found(in_words(error)) from None
         self._gpus = {gpu.info.uuid: gpu for gpu in found}
-        return (NodeInfo(self._node_name, tuple(gpu.info for gpu in found), local=True, driver_version=driver),)
+        devices = tuple(gpu.info for gpu in found)
+        return (NodeInfo(self._node_name, devices, local=True, driver_version=driver, links=links),)
 
     def read(self, uuid: str) -> DeviceReading:
         """Everything about one GPU. What the driver will not tell is -1; a sick GPU has `fault` set.
@@ -125,23 +113,24 @@ class NvmlInventory:
         Raises KeyError for a GPU that `discover` did not find.
         """
         gpu = self._gpus[uuid]
-        nvml, look = self._nvml, _Look()
+        nvml, board = self._nvml, gpu.board
+        look = Look(nvml)
         with self._calling():
-            memory_used = self._required(look, lambda: int(self._memory(gpu.handle).used), -1)
+            memory_used = look.required(lambda: int(self._memory(gpu.handle).used), -1)
             processes: tuple[ProcessReading, ...] = ()
             if not look.faults:
-                processes = self._required(look, lambda: self._processes(gpu.handle), ())
+                processes = look.required(lambda: self._processes(gpu.handle), ())
             if look.faults:
                 # Each further question to a GPU in this state may take seconds.
-                self._poll_xids(gpu, look)
+                board.poll_xids(look)
                 return DeviceReading(uuid, memory_used_bytes=memory_used, fault="; ".join(look.faults))
-            utilization = self._optional(look, lambda: int(nvml.nvmlDeviceGetUtilizationRates(gpu.handle).gpu))
-            temperature = self._optional(
-                look, lambda: int(nvml.nvmlDeviceGetTemperature(gpu.handle, nvml.NVML_TEMPERATURE_GPU))
+            utilization = look.optional(lambda: int(nvml.nvmlDeviceGetUtilizationRates(gpu.handle).gpu))
+            temperature = look.optional(
+                lambda: int(nvml.nvmlDeviceGetTemperature(board.handle, nvml.NVML_TEMPERATURE_GPU))
             )
-            milliwatts = self._optional(look, lambda: int(nvml.nvmlDeviceGetPowerUsage(gpu.handle)))
-            self._poll_xids(gpu, look)
-            self._check_memory_health(gpu, look)
+            milliwatts = look.optional(lambda: int(nvml.nvmlDeviceGetPowerUsage(board.handle)))
+            board.poll_xids(look)
+            board.check_memory(look)
         return DeviceReading(
             uuid=uuid,
             memory_used_bytes=memory_used,
@@ -159,7 +148,7 @@ class NvmlInventory:
             try:
                 return self._processes(gpu.handle)
             except self._nvml.NVMLError as error:
-                raise OSError(f"cannot tell what runs on GPU {gpu.info.index}: {_in_words(error)}") from None
+                raise OSError(f"cannot tell what runs on GPU {gpu.info.index}: {in_words(error)}") from None
 
     def released(self, uuid: str, owner: Owner, holder: Holder | None) -> None:
         """Nothing to do: hardware notices by itself."""
@@ -169,9 +158,7 @@ class NvmlInventory:
 
         Raises KeyError for a GPU that `discover` did not find.
         """
-        gpu = self._gpus[uuid]
-        gpu.xid_fault = ""
-        gpu.ecc_accepted = gpu.ecc_errors
+        self._gpus[uuid].board.clear()
 
     def close(self) -> None:
         """Let go of the driver library; returns at once, even while a call hangs in the driver."""
@@ -182,10 +169,7 @@ class NvmlInventory:
             return  # shutting down would wait for the hung call; the kernel tidies up when we exit
         nvml = self._nvml
         for gpu in self._gpus.values():
-            if gpu.events is not None:
-                with contextlib.suppress(nvml.NVMLError):
-                    nvml.nvmlEventSetFree(gpu.events)
-                gpu.events = None
+            gpu.board.close()
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 
@@ -201,72 +185,72 @@ class NvmlInventory:
             try:
                 self._nvml.nvmlInit()
             except self._nvml.NVMLError as error:
-                raise _none_found(_in_words(error)) from None
+                raise _none_found(in_words(error)) from None
             self._initialised = True
         return self._nvml
 
-    def _find(self, nvml: Any) -> list[_Gpu]:
-        found: list[tuple[tuple[int, ...], str, Any]] = []
+    def _find(self, nvml: Any) -> tuple[list[_Gpu], tuple[tuple[int, ...], ...]]:
+        """All devices in order, and how they are connected. Raises InventoryError if there is none, and NVMLError."""
+        found: list[tuple[tuple[int, ...], str, Any, str]] = []
         skipped: list[str] = []
         for number in range(nvml.nvmlDeviceGetCount()):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(number)
                 bus_id = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
-                found.append((_bus_order(bus_id), _text(nvml.nvmlDeviceGetUUID(handle)), handle))
+                found.append((_bus_order(bus_id), _text(nvml.nvmlDeviceGetUUID(handle)), handle, bus_id))
             except nvml.NVMLError as error:
                 # Without its uuid it cannot be offered; the other GPUs are not to suffer for it.
-                skipped.append(f"GPU {number} of the driver: {_in_words(error)}")
+                skipped.append(f"GPU {number} of the driver: {in_words(error)}")
                 _log.warning("left out: %s", skipped[-1])
-        if not found:
-            raise _none_found("; ".join(skipped) or "the NVIDIA driver is there, but names no GPU")
         found.sort(key=lambda one: one[0])
-        return [self._open(nvml, index, uuid, handle) for index, (_, uuid, handle) in enumerate(found)]
+        gpus: list[_Gpu] = []
+        for parent, (_, uuid, handle, bus_id) in enumerate(found):
+            devices = self._open(nvml, len(gpus), parent, uuid, handle, bus_id)
+            if not devices:
+                skipped.append(f"GPU {parent}: MIG is on, and it has no instances")
+                _log.warning("left out: %s", skipped[-1])
+            gpus += devices
+        if not gpus:
+            raise _none_found("; ".join(skipped) or "the NVIDIA driver is there, but names no GPU")
+        if any(gpu.info.parent >= 0 for gpu in gpus):
+            return gpus, ()  # nothing connects MIG instances
+        return gpus, topology.read_links(nvml, [(handle, bus_id) for _, _, handle, bus_id in found])
 
-    def _open(self, nvml: Any, index: int, uuid: str, handle: Any) -> _Gpu:
+    def _open(self, nvml: Any, index: int, parent: int, uuid: str, handle: Any, bus_id: str) -> list[_Gpu]:
+        """The devices that a GPU is, numbered from `index` on: itself, or its MIG instances."""
         try:
             model = _text(nvml.nvmlDeviceGetName(handle))
         except nvml.NVMLError:
             model = "NVIDIA GPU"
+        board, numa = Board(nvml, handle), topology.numa_node(bus_id, self._sys_root)
+        instances = mig.instances(nvml, handle, model)
+        if instances is not None:
+            return [
+                _Gpu(
+                    DeviceInfo(
+                        uuid=instance.uuid,
+                        index=index + number,
+                        node=self._node_name,
+                        model=instance.model,
+                        memory_bytes=instance.memory_bytes,
+                        numa=numa,
+                        parent=parent,
+                        labels=mig.device_labels(numa, instance.profile),
+                    ),
+                    instance.handle,
+                    board,
+                )
+                for number, instance in enumerate(instances)
+            ]
         try:
             memory = int(self._memory(handle).total)
         except nvml.NVMLError:
             memory = 0  # shared with the host, or already sick: the first reading says so
-        info = DeviceInfo(uuid=uuid, index=index, node=self._node_name, model=model, memory_bytes=memory)
-        return _Gpu(info, handle, events=self._watch_xids(nvml, handle))
-
-    def _watch_xids(self, nvml: Any, handle: Any) -> Any:
-        """An event set of this GPU alone, or None where there are no events to be had."""
-        try:
-            events = nvml.nvmlEventSetCreate()
-        except nvml.NVMLError:
-            return None
-        try:
-            nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
-        except nvml.NVMLError:
-            with contextlib.suppress(nvml.NVMLError):
-                nvml.nvmlEventSetFree(events)
-            return None
-        return events
+        labels = mig.device_labels(numa, "")
+        info = DeviceInfo(uuid, index, self._node_name, model, memory, numa=numa, labels=labels)
+        return [_Gpu(info, handle, board)]
 
     # Reading one GPU
-
-    def _required(self, look: _Look, ask: Callable[[], _T], otherwise: _T) -> _T:
-        """An answer that a healthy GPU gives; failing that, a fault (unless this kind of GPU never tells)."""
-        try:
-            return ask()
-        except self._nvml.NVMLError as error:
-            if error.value != faults.NOT_SUPPORTED:
-                look.add(_in_words(error))
-            return otherwise
-
-    def _optional(self, look: _Look, ask: Callable[[], int]) -> int:
-        """An answer for show, -1 where there is none."""
-        try:
-            return ask()
-        except self._nvml.NVMLError as error:
-            if error.value in faults.SICK:
-                look.add(_in_words(error))
-            return -1
 
     def _memory(self, handle: Any) -> Any:
         try:
@@ -313,37 +297,6 @@ class NvmlInventory:
     def _ignored(self, command: str) -> bool:
         return any(fnmatchcase(command, pattern) for pattern in self._ignore)
 
-    def _poll_xids(self, gpu: _Gpu, look: _Look) -> None:
-        nvml = self._nvml
-        for _ in range(_MAX_EVENTS_A_READING if gpu.events is not None else 0):
-            try:
-                event = nvml.nvmlEventSetWait_v2(gpu.events, 0)
-            except nvml.NVMLError as error:
-                if error.value in faults.SICK:
-                    look.add(_in_words(error))
-                break  # nothing more to tell
-            if int(event.eventType) == nvml.nvmlEventTypeXidCriticalError:
-                gpu.xid_fault = gpu.xid_fault or faults.xid_fault(int(event.eventData))
-        look.add(gpu.xid_fault)
-
-    def _check_memory_health(self, gpu: _Gpu, look: _Look) -> None:
-        nvml = self._nvml
-        errors = self._optional(
-            look,
-            lambda: int(
-                nvml.nvmlDeviceGetTotalEccErrors(
-                    gpu.handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-                )
-            ),
-        )
-        if errors >= 0:
-            gpu.ecc_errors = errors
-            gpu.ecc_accepted = min(gpu.ecc_accepted, errors)  # a reset starts the count afresh
-        look.add(faults.ecc_fault(gpu.ecc_errors, gpu.ecc_accepted))
-        pending = self._optional(look, lambda: int(nvml.nvmlDeviceGetRetiredPagesPendingStatus(gpu.handle)))
-        remap_failed = self._optional(look, lambda: int(nvml.nvmlDeviceGetRemappedRows(gpu.handle)[3]))
-        look.add(faults.retirement_fault(pages_pending=pending > 0, remap_failed=remap_failed > 0))
-
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
         call = object()
@@ -358,10 +311,6 @@ def _none_found(why: str) -> InventoryError:
     return InventoryError(
         f"no NVIDIA driver/GPU found ({why}). Give --simulate 8 to run with 8 simulated GPUs instead."
     )
-
-
-def _in_words(error: Any) -> str:
-    return faults.error_in_words(int(error.value), str(error))
 
 
 def _text(value: str | bytes) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gpusched.scheduler.core.model import DeviceInfo, DeviceReading, Holder, NodeInfo, Owner, ProcessReading
-from gpusched.scheduler.inventory import proc
+from gpusched.scheduler.inventory import proc, topologies
+from gpusched.scheduler.inventory.mig import device_labels
 from gpusched.scheduler.inventory.specs import SimulatedKind, parse_spec
 
 __all__ = ["LINGERING_MEMORY_BYTES", "SimulatedInventory", "parse_spec"]
@@ -182,13 +183,17 @@ def _still_runs(process: ProcessReading) -> bool:
 def _node(name: str, kinds: tuple[SimulatedKind, ...], *, local: bool) -> NodeInfo:
     devices = tuple(
         DeviceInfo(
-            uuid=f"GPU-sim-{name}-{index}",
+            uuid=f"{'MIG' if kind.mig else 'GPU'}-sim-{name}-{index}",
             index=index,
             node=name,
             model=kind.model,
             memory_bytes=kind.memory_bytes,
             simulated=True,
+            numa=topologies.numa_node(kind.part),
+            parent=kind.parent,
+            labels=device_labels(topologies.numa_node(kind.part), kind.mig),
         )
         for index, kind in enumerate(kinds)
     )
-    return NodeInfo(name, devices, local=local)
+    links = topologies.links([kind.part for kind in kinds], [bool(kind.mig) for kind in kinds])
+    return NodeInfo(name, devices, local=local, links=links)

@@ -70,7 +70,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.SetJobStateResponse:
         caller = self._services.callers.identify(context)
         self._services.callers.require_admin(caller, "moving a job by hand")
-        job = self._engine.job(convert.job_id(request.job_id))
+        job = self._services.archive.living(convert.job_id(request.job_id))
         state = convert.STATES_BACK.get(request.state)
         why = _reason(request.reason)
         if state is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -10,13 +11,17 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import JobId, Kind
-from gpusched.scheduler.core.model import DeviceInfo, Request
+from gpusched.scheduler.core.model import DeviceInfo, Placement, Request
 from gpusched.scheduler.core.states import Outcome, State
 from gpusched.v1 import job_pb2, resources_pb2
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in State}
 STATES_BACK = {number: state for state, number in STATES.items()}
 KINDS = {kind: job_pb2.JobKind.Value(f"JOB_KIND_{kind.name}") for kind in Kind}
+
+PLACEMENTS = {each: resources_pb2.Placement.Value(f"PLACEMENT_{each.name}") for each in Placement}
+PLACEMENTS_BACK = {number: each for each, number in PLACEMENTS.items()} | {0: Placement.PACK}
+_PLACEMENT_NAMES = [f"PLACEMENT_{each.name}" for each in Placement]
 
 
 # -- from the wire -----------------------------------------------------------------------------------------
@@ -44,7 +49,32 @@ def seconds(message: Any, field: str) -> float | None:
 
 
 def request_of(message: resources_pb2.ResourceRequest) -> Request:
-    return Request(message.gpus, message.gpu_memory_bytes, message.gpu_model.strip().lower(), message.node)
+    """Raises Invalid."""
+    model = message.gpu_model.strip()
+    placement = PLACEMENTS_BACK.get(message.placement)
+    if placement is None:
+        raise Invalid(
+            f"resources.placement: {message.placement} is none; allowed are {', '.join(sorted(_PLACEMENT_NAMES))}",
+            field="resources.placement",
+        )
+    return Request(
+        gpus=message.gpus,
+        memory_bytes=message.gpu_memory_bytes,
+        model=model.lower(),
+        node=message.node,
+        nodes=_names(message.nodes),
+        gpu_ids=_names(message.gpu_ids),
+        exclude=_names(message.exclude),
+        labels=tuple(sorted(message.labels.items())),
+        per_node=message.gpus_per_node,
+        placement=placement,
+        spelled_model=model,
+    )
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    """In one order, so that equal requests compare equal."""
+    return tuple(sorted(set(given)))
 
 
 def outcome_of(message: job_pb2.Outcome) -> Outcome:
@@ -95,7 +125,17 @@ def outcome(value: Outcome) -> job_pb2.Outcome:
 
 def resources(request: Request) -> resources_pb2.ResourceRequest:
     return resources_pb2.ResourceRequest(
-        gpus=request.gpus, gpu_memory_bytes=request.memory_bytes, gpu_model=request.model, node=request.node
+        gpus=request.gpus,
+        gpu_memory_bytes=request.memory_bytes,
+        gpu_model=request.model,
+        node=request.node,
+        nodes=request.nodes,
+        gpu_ids=request.gpu_ids,
+        exclude=request.exclude,
+        labels=dict(request.labels),
+        gpus_per_node=request.per_node,
+        # As it was asked: unset means the usual.
+        placement=0 if request.placement is Placement.PACK else PLACEMENTS[request.placement],  # type: ignore[arg-type]
     )
 
 

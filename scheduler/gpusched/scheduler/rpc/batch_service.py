@@ -20,6 +20,7 @@ from gpusched.scheduler.rpc.callers import Caller
 from gpusched.scheduler.rpc.errors import guarded
 from gpusched.scheduler.rpc.logs import read_log, tail_offset
 from gpusched.scheduler.rpc.services import Services
+from gpusched.scheduler.rpc.streams import stream
 from gpusched.v1 import job_pb2, scheduler_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -79,7 +80,7 @@ class BatchService:
             await self._driver.saved()
         return scheduler_pb2.RequeueJobResponse(job=self._show(job, caller))
 
-    @guarded
+    @stream
     async def WaitJob(self, request: scheduler_pb2.WaitJobRequest, context: Context) -> None:  # noqa: N802
         caller = self._services.callers.identify(context)
         job = self._services.archive.job(convert.job_id(request.job_id))
@@ -95,7 +96,7 @@ class BatchService:
         finally:
             self._services.watchers.forget(watch)
 
-    @guarded
+    @stream
     async def StreamLogs(self, request: scheduler_pb2.StreamLogsRequest, context: Context) -> None:  # noqa: N802
         caller = self._services.callers.identify(context)
         job = self._services.archive.job(convert.job_id(request.job_id))

@@ -206,6 +206,9 @@ def gpu(engine: Engine, device: Device, reading: DeviceReading | None, seen_at: 
         job_id=str(holder.id) if holder else "",
         user=holder.spec.owner.name if holder else "",
         simulated=info.simulated,
+        numa_node=info.numa if info.numa >= 0 else None,
+        parent_index=info.parent if info.parent >= 0 else None,
+        labels=dict(info.labels),
         utilization_percent=-1,
         temperature_celsius=-1,
         power_watts=-1.0,
@@ -243,4 +246,5 @@ def node(engine: Engine, value: Node, seen_at: float | None) -> resources_pb2.No
         last_seen_at=timestamp(seen_at),
         driver_version=info.driver_version,
         local=info.local,
+        links=[resources_pb2.GpuLinks(scores=row) for row in info.links],
     )

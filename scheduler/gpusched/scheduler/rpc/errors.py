@@ -82,6 +82,11 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.Domai
     raise AssertionError("abort returned")
 
 
+def is_gone(error: Exception) -> bool:
+    """Whether the library refuses a write since nobody is there to take it."""
+    return type(error).__name__ in _GONE
+
+
 def guarded(method: Servicer) -> Servicer:
     """Let a servicer method raise domain errors. Anything else is logged and told without its traceback."""
 
@@ -96,7 +101,7 @@ def guarded(method: Servicer) -> Servicer:
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            if type(error).__name__ in _GONE:
+            if is_gone(error):
                 log.debug("client gone during %s", method.__name__)
                 # As for any client that goes; the library would log a traceback about the status that nobody takes.
                 raise asyncio.CancelledError from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from gpusched.scheduler.rpc.batch_convert import usage_of
 from gpusched.scheduler.rpc.callers import Caller
 from gpusched.scheduler.rpc.errors import ENDINGS, guarded
 from gpusched.scheduler.rpc.services import Services
+from gpusched.scheduler.rpc.streams import stream
 from gpusched.v1 import scheduler_pb2
 
 log = logging.getLogger("gpusched.lease")
@@ -43,7 +45,7 @@ class LeaseService:
         self._driver = services.driver
         self._engine = services.driver.engine
 
-    @guarded
+    @stream
     async def Acquire(self, request: scheduler_pb2.AcquireRequest, context: Context) -> None:  # noqa: N802
         caller = self._services.callers.identify(context)
         if request.dry_run:
@@ -90,6 +92,8 @@ class LeaseService:
         job = self._held(request, self._services.callers.identify(context))
         outcome = convert.outcome_of(request.outcome)
         usage = usage_of(request.usage) if request.HasField("usage") else None
+        if usage is not None and not usage.peak_gpu_memory_bytes:
+            usage = replace(usage, peak_gpu_memory_bytes=self._services.observer.peak_memory(job.id))
         self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out, usage))
         await self._driver.saved()
         return scheduler_pb2.ReleaseResponse()
@@ -223,7 +227,7 @@ class LeaseService:
             return scheduler_pb2.AcquireResponse(
                 dry_run=scheduler_pb2.DryRun(starts_now=True, gpus=convert.allocated(self._engine, devices))
             )
-        position = self._engine.queue.rank(job.key) + 1
+        position = self._engine.queue.position(job)
         cause = why.foresee(self._engine, job)
         return scheduler_pb2.AcquireResponse(
             dry_run=scheduler_pb2.DryRun(position=position, reason=convert.reason_of(cause))

@@ -21,6 +21,7 @@ from gpusched.scheduler.rpc.callers import Caller
 from gpusched.scheduler.rpc.errors import guarded
 from gpusched.scheduler.rpc.filters import Filter
 from gpusched.scheduler.rpc.services import Services
+from gpusched.scheduler.rpc.streams import stream
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,6 +38,8 @@ GATHER, PLACES_EVERY = 0.02, 0.5
 MAX_PLACES = 200
 #: At most so many ended jobs are in the first answer of a watch.
 MAX_ENDED = 1000
+#: So many ended jobs are looked at in one go where they have to be counted one by one.
+COUNTED_AT_ONCE = 100
 UPDATABLE = ("priority", "name", "held", "time_limit")
 #: Longest page token, in characters.
 MAX_TOKEN = 200
@@ -105,7 +108,7 @@ class QueryService:
         size = min(request.page_size or PAGE, MAX_PAGE)
         after = _decode_page(request.page_token)
         found: list[Job] = []
-        total = self._services.archive.count_ended(wanted.states, wanted.user, wanted.name)
+        total = await self._count_ended(wanted)
         for place, job in self._alive(wanted):
             total += 1
             if (after is None or place > after) and len(found) <= size:
@@ -114,11 +117,11 @@ class QueryService:
         page = self._part(found[:size], caller)
         return scheduler_pb2.ListJobsResponse(
             jobs=page,
-            next_page_token=_encode_page(_place(found[len(page) - 1])) if len(page) < len(found) else "",
+            next_page_token=_encode_page(self._place(found[len(page) - 1])) if len(page) < len(found) else "",
             total_size=total,
         )
 
-    @guarded
+    @stream
     async def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> None:  # noqa: N802
         caller = self._services.callers.identify(context)
         wanted = Filter.of(request.filter)
@@ -168,11 +171,8 @@ class QueryService:
         self, request: scheduler_pb2.CancelJobRequest, context: Context
     ) -> scheduler_pb2.CancelJobResponse:
         caller = self._services.callers.identify(context)
-        job = self._services.archive.job(convert.job_id(request.job_id))
+        job = self._services.archive.living(convert.job_id(request.job_id))
         self._services.callers.require_owner(caller, job, "cancel")
-        if job.id not in self._engine.jobs:
-            ended = job.state.value.replace("_", " ")
-            raise NotSatisfiable(f"job {job.id} has ended already ({ended})", reason="JOB_ENDED", field="job_id")
         message = f"cancelled by {caller.owner.name}"
         if request.reason:
             message += f": {_text(request.reason, 'reason')}"
@@ -185,7 +185,7 @@ class QueryService:
         self, request: scheduler_pb2.UpdateJobRequest, context: Context
     ) -> scheduler_pb2.UpdateJobResponse:
         caller = self._services.callers.identify(context)
-        job = self._engine.job(convert.job_id(request.job.id, "job.id"))
+        job = self._services.archive.living(convert.job_id(request.job.id, "job.id"), "job.id")
         self._services.callers.require_owner(caller, job, "change")
         paths = list(request.update_mask.paths)
         unknown = [path for path in paths if path not in UPDATABLE]
@@ -226,7 +226,7 @@ class QueryService:
         self._services.callers.identify(context)
         return scheduler_pb2.ListGpusResponse(gpus=self._gpus(request.node))
 
-    @guarded
+    @stream
     async def WatchGpus(self, request: scheduler_pb2.WatchGpusRequest, context: Context) -> None:  # noqa: N802
         self._services.callers.identify(context)
         watch = self._services.watchers.watch_gpus()
@@ -296,13 +296,28 @@ class QueryService:
         for source in (sorted(self._engine.running.values(), key=lambda job: job.id), self._engine.queue):
             for job in source:
                 if wanted.matches(job, self._engine.pool):
-                    yield _place(job), job
+                    yield self._place(job), job
+
+    def _place(self, job: Job) -> tuple[float, ...]:
+        return _place(job, self._engine.queue.lane_index.get(job.lane, 0))
 
     def _ended(self, wanted: Filter, after: tuple[float, ...] | None = None) -> Iterator[Job]:
         """Ended jobs that match, newest first, from a place in the list on."""
         start = (-after[1], int(-after[2])) if after is not None and after[0] == 2.0 else None
         ended = self._services.archive.ended(wanted.states, wanted.user, wanted.name, start)
         return (job for job in ended if wanted.matches(job, self._engine.pool))
+
+    async def _count_ended(self, wanted: Filter) -> int:
+        """How many ended jobs match."""
+        if not wanted.node:
+            return self._services.archive.count_ended(wanted.states, wanted.user, wanted.name)
+        # The store knows no nodes: they are read, a few at a time.
+        total = 0
+        for number, job in enumerate(self._services.archive.ended(wanted.states, wanted.user, wanted.name)):
+            total += wanted.matches(job, self._engine.pool)
+            if number % COUNTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return total
 
     def _moved(self, only: Job | None, wanted: Filter, places: dict[Any, Any]) -> list[Job]:
         """Waiting jobs whose place or reason is not what was told."""
@@ -328,13 +343,17 @@ class QueryService:
         return None if cause is None else (self._engine.queue.position(job), cause.message)
 
 
-def _place(job: Job) -> tuple[float, ...]:
-    """Where a job stands in a list of all; later in the list is greater."""
+#: Largest number in a page token.
+_MAX_NUMBER = 2.0**53
+
+
+def _place(job: Job, lane: int) -> tuple[float, ...]:
+    """Where a job stands in a list of all; later in the list is greater. `lane` is the number of its lane, if it waits."""
     if isinstance(job.status, Finished):
         return (2.0, -job.status.at, -float(job.id))
     if job.lease is not None:
         return (0.0, float(job.id))
-    return (1.0, *map(float, job.key))
+    return (1.0, float(lane), *(min(float(part), _MAX_NUMBER) for part in job.key))
 
 
 def _encode_page(place: tuple[float, ...]) -> str:
@@ -351,8 +370,8 @@ def _decode_page(token: str) -> tuple[float, ...] | None:
         place = None
     if not (
         isinstance(place, list)
-        and all(isinstance(number, float) and abs(number) <= 2**53 for number in place)
-        and (len(place), *place[:1]) in ((2, 0.0), (3, 1.0), (3, 2.0))
+        and all(isinstance(number, float) and abs(number) <= _MAX_NUMBER for number in place)
+        and ((len(place), *place[:1]) in ((2, 0.0), (3, 2.0)) or (3 <= len(place) <= 6 and place[0] == 1.0))
     ):
         raise Invalid("page_token: is not one that ListJobs gave", field="page_token")
     return tuple(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpusched.scheduler.archive import Archive
 from gpusched.scheduler.core.errors import Invalid, NotFound
@@ -15,6 +15,7 @@ from gpusched.scheduler.observer import Observer
 from gpusched.scheduler.ports import Store
 from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.callers import Caller, Callers
+from gpusched.scheduler.rpc.streams import Streams
 from gpusched.scheduler.rpc.watchers import Watchers
 from gpusched.scheduler.run_tokens import RunTokens
 from gpusched.v1 import job_pb2
@@ -40,7 +41,7 @@ class Services:
     """
     Attributes:
         state_id: names the state that keeps the jobs; another id is another scheduler.
-        stopping: the server goes away; ends of streams mean nothing any more.
+        streams: those that are open.
     """
 
     driver: Driver
@@ -54,7 +55,12 @@ class Services:
     tokens: RunTokens
     store: Store
     state_id: str
-    stopping: bool = False
+    streams: Streams = field(default_factory=Streams)
+
+    @property
+    def stopping(self) -> bool:
+        """The server goes away; ends of streams mean nothing any more."""
+        return self.streams.stopping
 
     def show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:
         """A job as a caller may see it; with what happened to it if `history`."""

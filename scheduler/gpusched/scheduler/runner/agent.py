@@ -1,8 +1,8 @@
 """The agent: a warm process that forks a supervisor for each run, and kills what one leaves that is killed itself.
 
-    python -m gpusched.scheduler.runner.agent FD
+    python -m gpusched.scheduler.runner.agent FD SOFT HARD
 
-FD is a stream socket to the server. The agent imports everything that a supervisor needs, and makes no gRPC object
+FD is a stream socket to the server, SOFT and HARD the limits of open files that commands are to have. The agent imports everything that a supervisor needs, and makes no gRPC object
 ever. It is a child subreaper: what a dead supervisor leaves becomes its child. When the server goes away it stays
 until its last supervisor is gone; the next server starts an agent of its own.
 """
@@ -235,10 +235,9 @@ class Agent:
             return
         dead, self._dead = self._dead, []
         for child in dead:
-            attached = child.baton is not None
             child.let_go()
-            if not attached:
-                self._answer(frames.FAILED, child.job_id, child.epoch, message=f"its supervisor {_death(child.status)}")
+            # It may have died with the lease, before it, or in the moment between: the server knows.
+            self._answer(frames.FAILED, child.job_id, child.epoch, message=f"its supervisor {_death(child.status)}")
         self._leave_if_idle()
 
     def _clean_again(self) -> None:
@@ -254,14 +253,15 @@ class Agent:
 def main() -> NoReturn:
     """Serve one server."""
     try:
-        server = socket.socket(fileno=int(sys.argv[1]))
+        fd, soft, hard = map(int, sys.argv[1:])
+        server = socket.socket(fileno=fd)
         server.set_inheritable(False)
-    except (IndexError, ValueError, OSError):
-        sys.exit("usage: python -m gpusched.scheduler.runner.agent FD (started by `gpusched serve`)")
+    except (ValueError, OSError):
+        sys.exit("usage: python -m gpusched.scheduler.runner.agent FD SOFT HARD (started by `gpusched serve`)")
     _settle()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # More than this is of no use, and each supervisor looks through all it might have open.
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_FILES)), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES if hard < 0 else min(hard, MOST_FILES), hard))
     _warm_up()
     Agent(server, (soft, hard)).run()
 

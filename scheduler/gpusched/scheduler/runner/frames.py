@@ -14,7 +14,8 @@ TAKEN = "taken"
 STARTED = "started"
 """The run's supervisor was forked; with its `pid`."""
 FAILED = "failed"
-"""The run could not be started, or its supervisor died before it held the lease; with a `message` for people."""
+"""The run could not be started, or its supervisor died without saying that nothing is left; with a `message` for people.
+Nothing is left of the command by then."""
 
 
 def pack(payload: str | bytes) -> bytes:

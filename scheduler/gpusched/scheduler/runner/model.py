@@ -23,6 +23,7 @@ class Run:
         output_path: absolute path of the file that gets stdout and stderr.
         time_limit: seconds, None for none.
         grace: seconds from SIGTERM to SIGKILL.
+        state_directory: absolute path of where the server keeps its state; empty where that is nobody's concern.
     """
 
     job_id: str
@@ -37,6 +38,7 @@ class Run:
     output_path: str
     time_limit: float | None
     grace: float
+    state_directory: str = ""
 
     @property
     def key(self) -> tuple[str, int]:

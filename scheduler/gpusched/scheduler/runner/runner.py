@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -48,8 +49,8 @@ class ProcessRunner:
 
         Args:
             on_failed: called in the event loop, never from within `launch`, when a run could not be started or its
-                supervisor died before it held the lease; nothing of the command is left then. If only the agent died
-                while it started the run, a supervisor may be on its way: it ends when its lease is refused.
+                supervisor died, with the lease or before it had that; nothing of the command is left then. If only the
+                agent died while it started the run, a supervisor may be on its way: it ends when its lease is refused.
             log_path: file that gets what agents and supervisors have to say about themselves.
         """
         self._on_failed = on_failed
@@ -59,6 +60,8 @@ class ProcessRunner:
         self._restart: asyncio.Task[None] | None = None
         self._failures = 0
         self._closed = False
+        # Ours may be lifted later; commands have those that we were started with, whichever agent starts them.
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def start(self) -> None:
         """Start the agent; it comes up meanwhile, and runs wait for it.
@@ -97,7 +100,7 @@ class ProcessRunner:
     async def _start_agent(self) -> None:
         ours, theirs = socket.socketpair()
         try:
-            process = _spawn(theirs, self._log_path)
+            process = _spawn(theirs, self._log_path, self._files)
         except BaseException:
             ours.close()
             raise
@@ -211,7 +214,7 @@ class _AgentLink(asyncio.Protocol):
             self._pidfd = -1
 
 
-def _spawn(sock: socket.socket, log_path: Path) -> subprocess.Popen[bytes]:
+def _spawn(sock: socket.socket, log_path: Path, files: tuple[int, int]) -> subprocess.Popen[bytes]:
     """Start an agent in a session of its own. Raises OSError."""
     log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     errors = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -225,7 +228,7 @@ def _spawn(sock: socket.socket, log_path: Path) -> subprocess.Popen[bytes]:
     environment.pop("NOTIFY_SOCKET", None)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpusched.scheduler.runner.agent", str(sock.fileno())],
+            [sys.executable, "-P", "-m", "gpusched.scheduler.runner.agent", *map(str, (sock.fileno(), *files))],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from gpusched.client.gsrun import linux, tree
@@ -33,6 +34,9 @@ QUICK_SECONDS = 0.01
 """A command that ends within this time is reported by a single call, without a stream for it."""
 FIRST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 2.0
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 1.0
+LOOK_FOR_STATE_SECONDS = 5.0
+ABANDONED_SECONDS = 600.0
+"""So long a report waits for a scheduler whose state directory is gone: it may have been moved, or was deleted."""
 _LIVING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
 _SILENT = frozenset({scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING})
 
@@ -63,6 +67,8 @@ class Supervisor:
         self._retry_after = FIRST_RETRY_SECONDS
         #: What to exit with when nothing is left of the command; None where that is to be reported first.
         self._exit_with: int | None = None
+        #: Since when the server's state directory is not there.
+        self._gone_since: float | None = None
 
     def run(self) -> NoReturn:
         """Never returns; ends the process."""
@@ -172,6 +178,8 @@ class Supervisor:
 
     def _report(self, report: Report) -> None:
         self._link.report = report
+        if self._run.state_directory:
+            self._loop.set_timer("abandoned", LOOK_FOR_STATE_SECONDS, self._look_for_state)
         if not self._loop.has_timer("link"):
             self._deliver()
         elif self._link.release_at_once(report):
@@ -186,6 +194,18 @@ class Supervisor:
             os._exit(_CLEAN)
         self._loop.set_timer("deliver", self._retry_after, self._deliver)
         self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_SECONDS)
+
+    def _look_for_state(self) -> None:
+        """Give up once the state that granted the lease is gone for long: no server can come back with it."""
+        if Path(self._run.state_directory).exists():
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = time.monotonic()
+        elif time.monotonic() - self._gone_since > ABANDONED_SECONDS:
+            path = self._run.state_directory
+            print(f"gpusched: job {self._run.job_id} has ended and nobody is left to hear it: {path} is gone", flush=True)
+            os._exit(_CLEAN)
+        self._loop.set_timer("abandoned", LOOK_FOR_STATE_SECONDS, self._look_for_state)
 
     def _share(self, fd: int) -> None:
         """Give the agent a share in the connection: if we die, the lease lives until the agent has cleaned up."""

@@ -1,0 +1,223 @@
+"""`gpusched simulate` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.commands import CLI
+from cli.commands import gpusched as ask
+from cli.holders import Holder
+from support.server import Server, clean_environment
+
+LOG = """\
+job_id,submit_s,run_s,gpus,req_s,user,vc
+1,0,100,2,100,ann,a
+2,10,50,4,50,bob,a
+3,10,20,1,20,ann,a
+4,20,100,1,100,bob,a
+5,30,60,1,60,cem,a
+9,30,60,64,60,cem,b
+"""
+BOX = ("--gpus", "4", "--vc", "a", "--policy", "fifo")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.csv"
+    path.write_text(LOG)
+    return path
+
+
+def simulate(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CLI, "simulate", *map(str, words)],
+        env=clean_environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def good(*words: str | Path, stdin: str = "") -> str:
+    done = simulate(*words, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def refused(status: int, *words: str | Path) -> str:
+    done = simulate(*words)
+    assert (done.returncode, done.stdout) == (status, ""), done
+    assert done.stderr.startswith("gpusched: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix("gpusched: ").rstrip("\n")
+
+
+def parsed(*words: str | Path) -> Any:
+    return json.loads(good(*words, "--json"))
+
+
+def test_figures(log: Path) -> None:
+    lines = good(log, *BOX, "--backfill", "none").splitlines()
+    assert lines[0] == f"{log}: 5 jobs of 3 users on 4 GPUs; estimates: the users' limits"
+    assert lines[1] == "  1 left out by filters"
+    figures = dict(line.split("  ", 1) for line in lines[3:])
+    shown = {name: figures[name].strip() for name in figures}
+    # Starts 0, 100, 150, 150, 150.
+    assert shown["wait, mean"] == "96.00 s (1m36s)"
+    assert shown["wait, median"] == "120.00 s (2m00s)"
+    assert shown["wait, longest"] == "140.00 s (2m20s)"
+    assert shown["wait, all together"] == "480.00 s (8m00s)"
+    assert shown["makespan"] == "250 s (4m10s)"
+    assert shown["GPUs in use"] == "58.00 % of the makespan"
+    assert shown["policy"] == "fifo, no backfill; events together"
+
+
+def test_starts(log: Path, tmp_path: Path) -> None:
+    good(log, *BOX, "--backfill", "easy", "--starts", tmp_path / "starts.csv")
+    assert (tmp_path / "starts.csv").read_text() == "job_id,start_s\n1,0\n2,100\n3,10\n4,150\n5,30\n"
+
+
+def test_json(log: Path) -> None:
+    it = parsed(log, *BOX, "--backfill", "none,easy", "--estimate", "exact")
+    assert (it["jobs"], it["users"], it["gpus"], it["nodes"], it["estimate"]) == (5, 3, 4, 1, "exact")
+    assert it["left_out"] == {"too_large": 0, "incomplete": 0, "filtered": 1}
+    strict, easy = it["runs"]
+    assert (strict["policy"], strict["backfill"], strict["events"]) == ("fifo", "none", "together")
+    assert (strict["wait_mean"], strict["wait_p90"], strict["wait_total"], strict["makespan"]) == (96.0, 140, 480, 250)
+    assert (easy["backfill"], easy["events"], easy["wait_total"]) == ("easy", "one-by-one", 90 + 130)
+    slow = [1, 140 / 50, 160 / 20, 230 / 100, 180 / 60]
+    assert strict["slowdown_mean"] == pytest.approx(sum(slow) / 5)
+    ann, bob, cem = (slow[0] + slow[2]) / 2, (slow[1] + slow[3]) / 2, slow[4]
+    assert strict["fairness"] == pytest.approx((ann + bob + cem) ** 2 / 3 / (ann**2 + bob**2 + cem**2))
+
+
+def test_several_policies_are_a_table(log: Path) -> None:
+    lines = good(log, *BOX[:4], "--policy", "all", "--backfill", "none,easy", "--candidates", "all").splitlines()
+    rows = [line.split("  ") for line in lines[4:]]
+    assert lines[3].split()[:4] == ["POLICY", "BACKFILL", "WAIT", "MEAN"]
+    # Candidates make a difference only where there is backfill.
+    assert len(rows) == 4 * 3
+    assert {row[0].strip() for row in rows} == {"fifo", "priority", "sjf", "fair_share"}
+
+
+def test_swf_from_the_standard_input_on_the_machine_that_it_names() -> None:
+    swf = "; MaxProcs: 4\n" + "".join(
+        f"{number} {submit} -1 {run} {procs} -1 -1 {procs} {run} -1 1 1 1 1 1 1 -1 -1\n"
+        for number, submit, run, procs in ((1, 0, 100, 2), (2, 10, 50, 4))
+    )
+    assert "2 jobs of 1 user on 4 GPUs" in good("-", "--policy", "fcfs", stdin=swf)
+
+
+def test_nodes_matter(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("job_id,submit_s,run_s,gpus\n1,0,10,1\n")
+    it = parsed(path, "--nodes", "2x8,4x4")
+    assert (it["nodes"], it["gpus"], it["estimate"]) == (6, 32, "exact")
+    assert "1 job on 32 GPUs in 6 nodes (consolidate); estimates: exact run times" in good(path, "--nodes", "2x8,4x4")
+
+
+def test_bad_logs(log: Path, tmp_path: Path) -> None:
+    assert refused(1, log, "--gpus", "4") == (
+        f"{log}:7: job 9 needs 64 GPUs, and there are 4 (jobs like that: 1); --skip-too-large leaves them out"
+    )
+    assert "1 left out, larger than the machine" in good(log, "--gpus", "4", "--skip-too-large")
+    assert refused(1, log) == f"{log} does not say how large its machine is: give --gpus N or --nodes NxM"
+    assert refused(1, tmp_path / "none", "--gpus", "4").endswith("No such file or directory")
+    log.write_text(LOG.replace("4,20,", "4,5,"))
+    assert refused(1, log, *BOX).startswith(f"{log}:5: job 4 is submitted at 5, before the one above it (10)")
+    log.write_text("job_id,submit_s,run_s,gpus\n1,0,1,1\n")
+    assert "has no requested times; with --estimate exact" in refused(1, log, "--gpus", "1", "--estimate", "limit")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--policy", "lottery"), "there is no policy 'lottery'; there are: fifo, priority, sjf, fair_share"),
+        (("--backfill", "greedy"), "'greedy' is none of none, easy, conservative"),
+        (("--candidates", "x"), "'x' is none of queue, sjbf"),
+        (("--estimate", "guess"), "argument --estimate: invalid choice: 'guess'"),
+        (("--gpus", "0"), "--gpus: 0 GPUs; allowed are 1 to 100,000"),
+        (("--gpus", "many"), "--gpus: 'many' is no number of GPUs"),
+        (("--nodes", "8"), "--nodes: '8' is not understood; give NODESxGPUS such as 20x8 or 2x8,4x4"),
+        (("--half-life", "0"), "half_life"),
+        (("--half-life", "nan"), "half_life"),
+        (("--depth", "0"), "depth: 0 is not from 1"),
+        (("--filter", "vc"), "--filter: 'vc' is not understood"),
+        (("--plot", "a.pdf"), "must end with .svg or .png"),
+        (("--policy", "fifo,sjf", "--starts", "a.csv"), "--starts: is for one policy, not for several"),
+        (("--polcy", "fifo"), "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], said: str, log: Path) -> None:
+    text = refused(2, log, *words)
+    assert text.startswith("simulate: ") and said in text
+
+
+def test_a_log_must_be_named() -> None:
+    assert "name a LOG" in refused(2)
+    text = subprocess.run(
+        [sys.executable, "-m", "gpusched.scheduler", "simulate", "--from-history"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (text.returncode, text.stdout) == (2, "") and "`gpusched simulate`" in text.stderr
+
+
+def test_help() -> None:
+    text = good("--help")
+    for option in ("--policy", "--backfill", "--candidates", "--estimate", "--nodes", "--from-history", "--starts"):
+        assert option in text
+
+
+def test_a_picture(log: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    good(log, *BOX, "--plot", tmp_path / "a.svg")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_what_cannot_be_written_is_said(log: Path, tmp_path: Path) -> None:
+    starts = tmp_path / "none" / "starts.csv"
+    assert refused(1, log, *BOX, "--starts", starts) == f"cannot write {starts}: No such file or directory"
+
+
+def test_from_history(server: Server) -> None:
+    """Its own jobs, on a machine of its own size, asked for over gRPC."""
+    for number in range(3):
+        with Holder(server.address, 2 + number, name="past") as holder:
+            holder.release(exit_status=0)
+    with Holder(server.address, 8) as running, Holder(server.address, 8) as gave_up:
+        running.granted()
+        gave_up.queued()
+        ask(server, "cancel", gave_up.id)
+        done = ask(server, "simulate", "--from-history", "--backfill", "none,easy", "--policy", "fifo", "--json")
+        more = ask(server, "--url", server.address, "simulate", "--from-history", "--nodes", "2x4")
+        small = ask(server, "simulate", "--from-history", "--gpus=3", "--skip-too-large")
+    assert (done.returncode, done.stderr) == (0, "1 job ended without a run and is left out\n"), done
+    it = json.loads(done.stdout)
+    assert (it["jobs"], it["users"], it["gpus"], it["estimate"]) == (3, 1, 8, "exact")
+    assert [each["backfill"] for each in it["runs"]] == ["none", "easy"]
+    assert it["runs"][0]["wait_total"] == 0
+    # A machine that one thinks of buying.
+    assert f"history of {server.address}: 3 jobs of 1 user on 8 GPUs in 2 nodes (pack)" in more.stdout, more
+    assert "1 left out, larger than the machine" in small.stdout, small
+
+
+def test_from_history_without_a_scheduler() -> None:
+    done = subprocess.run(
+        [*CLI, "simulate", "--from-history"],
+        env=clean_environment(GPUSCHED_URL="127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "no scheduler answers at 127.0.0.1:1" in done.stderr
