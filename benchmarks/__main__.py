@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import command, cycles, grant, kill, report, waiters
+from benchmarks import batch, command, cycles, grant, kill, report, restart, submits, waiters
 from benchmarks.measure import FULL, QUICK, Effort, Row
 
 FIGURES: dict[str, Callable[[Effort], list[Row]]] = {
@@ -17,6 +17,9 @@ FIGURES: dict[str, Callable[[Effort], list[Row]]] = {
     "command": command.run,
     "cycles": cycles.run,
     "waiters": waiters.run,
+    "submits": submits.run,
+    "batch": batch.run,
+    "restart": restart.run,
 }
 
 

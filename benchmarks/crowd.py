@@ -14,11 +14,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable
 from typing import Any
+
+import grpc.aio
 
 from benchmarks.streams import EOF, Bare, Scheduler, cancelled
 
 STREAMS_PER_CONNECTION = 50
+#: Within this time every stream has its first answer.
+READY_SECONDS = 180.0
 
 
 class Crowd:
@@ -47,9 +52,7 @@ class Crowd:
         first = True
         while True:
             with cancelled(service.acquire()) as stream:
-                if not await self._granted(stream, first):
-                    self.lost += 1
-                    self.changed()
+                if not await self._kept(stream, self._granted(stream, first)):
                     return
                 first = False
                 await self.go.wait()
@@ -69,6 +72,20 @@ class Crowd:
                     self.updates += 1
         return False
 
+    async def _kept(self, stream: Any, reading: Awaitable[bool]) -> bool:
+        """What was read, False if the stream is lost; how the first one was lost is told on stderr."""
+        why = "it ended"
+        try:
+            if await reading:
+                return True
+        except grpc.aio.AioRpcError as error:
+            why = f"{error.code().name}: {error.details()}"
+        if not self.lost:
+            print(f"the first stream that was lost: {why}", file=sys.stderr, flush=True)
+        self.lost += 1
+        self.changed()
+        return False
+
     def _answer(self, first: bool) -> None:
         if first:
             self.answered += 1
@@ -76,12 +93,12 @@ class Crowd:
 
     async def sit(self, stream: Any) -> None:
         """One stream of the bare server: a message, then nothing."""
-        if await stream.read() is EOF:
-            self.lost += 1
-        else:
-            self.answered += 1
-        self.changed()
-        await stream.read()
+        if await self._kept(stream, self._message(stream)):
+            self._answer(first=True)
+            await stream.read()
+
+    async def _message(self, stream: Any) -> bool:
+        return await stream.read() is not EOF
 
     def say(self) -> None:
         print(json.dumps({"grants": self.grants, "updates": self.updates, "lost": self.lost}), flush=True)
@@ -99,7 +116,14 @@ async def main(what: str, address: str, count: str) -> None:
         else:
             nothing = Bare(address)
             waiters += [asyncio.create_task(crowd.sit(nothing.hold(b""))) for _ in range(several)]
-    await crowd.until_answered(number)
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await crowd.until_answered(number)
+    except TimeoutError:
+        unheard = number - crowd.answered - crowd.lost
+        sys.exit(f"{unheard} of {number} streams had no answer within {READY_SECONDS:g} s, and {crowd.lost} were lost")
+    if crowd.lost:
+        sys.exit(f"{crowd.lost} of {number} streams were lost")
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     while word := (await loop.run_in_executor(None, sys.stdin.readline)).strip():

@@ -57,12 +57,27 @@ class Server:
         """For clients in processes of their own: they find this server, and never start another."""
         return clean_environment(GPUSCHED_URL=self.address, GPUSCHED_STATE_DIR=self._state, GPUSCHED_AUTOSTART="0")
 
+    @property
+    def state(self) -> Path:
+        """Its directory."""
+        return Path(self._state)
+
+    @property
+    def log(self) -> str:
+        """What it has printed since its last start."""
+        return self._log.read_text(errors="replace")
+
     def __enter__(self) -> Server:
         self._state = tempfile.mkdtemp(prefix="gpusched-bench-")
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        words = [word.format(port=port, state=self._state) for word in self._command]
+        self.address = f"127.0.0.1:{free_port()}"
         self._log = Path(self._state) / "output.log"
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, or start it again after `kill`, and return when it serves. Raises RuntimeError."""
+        port = self.address.rpartition(":")[2]
+        words = [word.format(port=port, state=self._state) for word in self._command]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *words],
@@ -77,15 +92,18 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__(None, None, None)
                 raise RuntimeError(f"the server did not start: {' '.join(words)}\n{output.decode(errors='replace')}")
-            time.sleep(0.02)
-        return self
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self.kill()
         shutil.rmtree(self._state, ignore_errors=True)
 
 

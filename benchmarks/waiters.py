@@ -19,6 +19,8 @@ from gpusched.v1 import scheduler_pb2
 #: Processes that the waiters of a long queue are spread over.
 PROCESSES = 4
 FEW = 10
+#: A crowd that has not done what it was told within this time never will. Longer than its own deadline.
+ANSWER_SECONDS = 600.0
 #: Seconds between two hand-offs: the holder's work.
 PAUSE = 0.01
 
@@ -231,10 +233,14 @@ class _Crowds:
         return total
 
     async def lines(self) -> list[bytes]:
-        """The next line of each. Raises RuntimeError if one has ended."""
-        lines = [await process.stdout.readline() for process in self._processes if process.stdout is not None]
+        """The next line of each. Raises RuntimeError if one has ended, or says nothing for long."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                lines = [await process.stdout.readline() for process in self._processes if process.stdout is not None]
+        except TimeoutError:
+            raise RuntimeError(f"a process full of waiters said nothing for {ANSWER_SECONDS:g} s") from None
         if not all(lines):
-            raise RuntimeError("a process full of waiters ended")
+            raise RuntimeError("a process full of waiters ended; what it said on stderr is above")
         return lines
 
 

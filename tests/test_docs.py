@@ -24,7 +24,7 @@ from gpusched.client import errors as client_errors
 from gpusched.client.cli.main import COMMANDS
 from gpusched.client.gsrun import exits, options
 from gpusched.scheduler import config
-from gpusched.scheduler.core import admission, states
+from gpusched.scheduler.core import admission, constraints, states
 from gpusched.scheduler.core import effects as engine_effects
 from gpusched.scheduler.core import events as engine_events
 from gpusched.scheduler.core import settings as engine_settings
@@ -89,7 +89,8 @@ def limits_table() -> str:
     years = admission.MAX_SECONDS / 365 / 86400
     rows = [
         ("a request", f"{server.MAX_MESSAGE // 1024} KiB"),
-        ("`name`, `request_id`, `gpu_model`, `node`", f"{admission.MAX_NAME} printable characters"),
+        ("`name`, `request_id`, `gpu_model`, `node`", f"{constraints.MAX_NAME} printable characters"),
+        ("`nodes`, `gpu_ids`, `exclude`, `labels`", f"{constraints.MAX_NAMES} of each, likewise"),
         ("`priority`", f"{engine_settings.MIN_PRIORITY} to {engine_settings.MAX_PRIORITY}"),
         ("`resources.gpus`", "1 to as many as there are that will do"),
         ("`command`", f"{admission.MAX_COMMAND_WORDS} words, {admission.MAX_COMMAND_CHARS} characters"),

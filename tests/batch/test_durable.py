@@ -190,6 +190,7 @@ def fill(place: Path) -> Path:
     return filler
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
     """Nothing is taken on and nothing started; what runs goes on; and all is well again when there is room."""
     server = Server("2", state_dir=small_disk)

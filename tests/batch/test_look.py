@@ -106,6 +106,7 @@ def test_follow_where_attempts_share_a_file(shared: Box, tmp_path: Path) -> None
         assert following.communicate(timeout=SOON)[0] == b"before\nrun 1\nrun 2\nrun 3\n" == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_follow_and_wait_across_restarts(new_box: NewBox, tmp_path: Path) -> None:
     """No byte is lost or doubled; who follows from before there is anything, or waits for the end, does not mind."""
     box = new_box("4")

@@ -18,6 +18,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 import gpusched.v1.job_pb2 as job_pb
+import gpusched.v1.resources_pb2 as resources_pb
 import gpusched.v1.scheduler_pb2 as pb
 from cli.fake_service import END, FakeScheduler, FakeServer, Refusal
 from cli.terminal import Terminal
@@ -91,6 +92,7 @@ def piece(data: bytes, offset: int = 0, attempt: int = 1) -> pb.StreamLogsRespon
 
 def test_what_is_sent(fake: FakeServer, cli: Callable[..., int], capsys: Captured, tmp_path: Path) -> None:
     words = "-n 2 --gpu-memory 40G --gpu-model H100 --priority -3 --name train --time 1h30m --clean-env --env A=b=c"
+    words += " --gpu-id 1,n:2 --exclude 3 --constraint disk=nvme --node n --gpus-per-node 2 --spread"
     more = "--retries 3 --backoff 500ms --retry-on 1 --retry-on 75 --requeue --after 3 --after 4:failed --hold"
     begin = datetime(2031, 5, 6, 7, 8, tzinfo=UTC)
     paths = ["--workdir", str(tmp_path), "-o", "out/%j", "--grace", "0", "--begin", begin.isoformat()]
@@ -121,6 +123,12 @@ def test_what_is_sent(fake: FakeServer, cli: Callable[..., int], capsys: Capture
     expected.resources.gpus = 2
     expected.resources.gpu_memory_bytes = 40 << 30
     expected.resources.gpu_model = "H100"
+    expected.resources.gpu_ids[:] = ["1", "n:2"]
+    expected.resources.exclude[:] = ["3"]
+    expected.resources.labels["disk"] = "nvme"
+    expected.resources.nodes[:] = ["n"]
+    expected.resources.gpus_per_node = 2
+    expected.resources.placement = resources_pb.PLACEMENT_SPREAD
     assert request == expected
     assert begin_at == begin
     assert capsys.readouterr() == ("7\n", "")

@@ -381,3 +381,44 @@ def test_a_small_window_shows_what_it_can(fake: FakeServer) -> None:
         lines = terminal.wait_for(lambda lines: "50 waiting" in lines[-1])
         assert lines[0].split()[0] == "JOB"
         assert len(lines) == 53
+
+
+def test_topology(fake: FakeServer, cli: Callable[..., int], capsys: Captured) -> None:
+    links = [resources_pb.GpuLinks(scores=row) for row in ([0, 220, 10], [220, 0, 50], [10, 50, 0])]
+    nodes = [resources_pb.Node(name="a", gpus_total=3, links=links), resources_pb.Node(name="b", gpus_total=2)]
+    gpus = [resources_pb.Gpu(node="a", index=n, numa_node=n // 2) for n in range(3)]
+    gpus += [resources_pb.Gpu(node="b", index=n) for n in range(2)]
+    fake.service.answers |= {"ListNodes": pb.ListNodesResponse(nodes=nodes), "ListGpus": pb.ListGpusResponse(gpus=gpus)}
+    assert cli("gpus", "--topology") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:5]] == [
+        ["a:"],
+        ["0", "1", "2", "NUMA"],
+        ["0", "X", "NV2", "SYS", "0"],
+        ["1", "NV2", "X", "PIX", "0"],
+        ["2", "SYS", "PIX", "X", "1"],
+    ]
+    assert lines[6:8] == ["b:", "  2 GPUs, connected alike, or how is not known"]
+    assert lines[-1].startswith("NVn: n NVLinks.")
+    assert cli("gpus", "--topology", "--node", "b") == 0
+    assert capsys.readouterr().out.startswith("b:\n")
+    assert cli("gpus", "--topology", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["nodes"][0]["links"][0]["scores"] == [0, 220, 10]
+    assert cli("gpus", "--topology", "--watch") == 2
+    assert "cannot be had with --watch" in capsys.readouterr().err
+
+
+def test_what_a_job_asks_of_its_gpus(fake: FakeServer, cli: Callable[..., int], capsys: Captured) -> None:
+    asked = resources_pb.ResourceRequest(
+        gpus=2,
+        nodes=["n1"],
+        gpu_ids=["0", "1"],
+        exclude=["n2"],
+        labels={"disk": "nvme"},
+        gpus_per_node=2,
+        placement=resources_pb.PLACEMENT_SPREAD,
+    )
+    fake.service.answers["GetJob"] = pb.GetJobResponse(job=job_pb.Job(id="1", resources=asked))
+    assert cli("job", "1") == 0
+    said = "2 GPUs, on n1, of 0, 1, not n2, with disk=nvme, 2 on each node, spread"
+    assert said in capsys.readouterr().out

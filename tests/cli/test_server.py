@@ -108,7 +108,8 @@ def test_a_wrong_simulation_is_said_before_a_busy_state_directory(server: Server
     assert str(server.state_dir) in done.stderr
 
 
-def test_ended_jobs_are_shown_on_demand(server: Server) -> None:
+def test_ended_jobs_are_shown_on_demand(own: Server) -> None:
+    server = own
     with Holder(server.address, name="done") as holder:
         holder.release(exit_status=3)
     assert gpusched(server, "jobs").stderr == "no jobs: nothing runs and nothing waits\n"
@@ -146,10 +147,16 @@ def test_a_running_job_is_told_to_end(server: Server) -> None:
 
 
 def test_refusals(server: Server) -> None:
-    for argv in (["job", "99"], ["explain", "99"], ["cancel", "99"], ["priority", "99", "1"], ["job", "99", "--watch"]):
+    for argv in (
+        ["job", "9999"],
+        ["explain", "9999"],
+        ["cancel", "9999"],
+        ["priority", "9999", "1"],
+        ["job", "9999", "-w"],
+    ):
         done = gpusched(server, *argv)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("gpusched: ") and "99" in done.stderr
+        assert done.stderr.startswith("gpusched: ") and "9999" in done.stderr
     done = gpusched(server, "job", "abc")
     assert done.returncode == 1 and "abc" in done.stderr
     with Holder(server.address) as holder:

@@ -111,7 +111,8 @@ def test_watch_explain_ends_with_the_job(server: Server) -> None:
             assert process.wait(20) == 0
 
 
-def test_watch_on_a_terminal_outlives_the_server(server: Server) -> None:
+def test_watch_on_a_terminal_outlives_the_server(own: Server) -> None:
+    server = own
     with Terminal(["gpus", "--watch"], server.env) as terminal:
         lines = terminal.wait_for(lambda lines: "8 of 8 GPUs free" in lines[-1])
         assert lines[0].split()[:2] == ["GPU", "STATE"] and len(lines) == 11

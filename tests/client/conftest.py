@@ -4,18 +4,13 @@ A test that kills, stops or configures its server asks for one of its own: `own`
 """
 
 import logging
-import time
 
 import pytest
 
-from gpusched.client import Client, GpuState
+from gpusched.client import Client
 from gpusched.client.session import live_sessions
 from support.server import Server
-from support.simulation import set_gpu
-from support.waiting import wait_until
-
-BY_THEMSELVES_SECONDS = 5.0
-"""How long the jobs of a test may take to end after it, before they are cancelled."""
+from support.tidy import tidy
 
 
 @pytest.fixture(scope="session")
@@ -107,32 +102,8 @@ def no_lease_left_behind(request):
 def clean_up(server, servers):
     """Make the server as good as new, or forget it if that fails."""
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.delenv("GPUSCHED_SERVER_USER", raising=False)
-            with Client(server.address) as client:
-                _clean_up(client)
-    except Exception:
+        tidy(server)
+    except BaseException:
         servers.pop(next(key for key, value in servers.items() if value is server))
         server.close()
         raise
-
-
-def _clean_up(client):
-    deadline = time.monotonic() + BY_THEMSELVES_SECONDS
-    while left := client.jobs():
-        if time.monotonic() > deadline:
-            for job in left:
-                client.cancel(job.id, "left behind by a test")
-            wait_until(lambda: not client.jobs(), what="the end of cancelled jobs")
-        time.sleep(0.01)
-    if client.status().paused:
-        client.resume()
-    for gpu in client.gpus():
-        if gpu.drained:
-            client.undrain(gpu.uuid)
-        if gpu.state is not GpuState.FREE:
-            set_gpu(client.address, gpu.uuid, processes=[], fault="", linger=0)
-    if any(node.drained for node in client.nodes()):
-        for node in client.nodes():
-            client.undrain(node=node.name)
-    wait_until(lambda: all(gpu.state is GpuState.FREE for gpu in client.gpus()), what="free GPUs")

@@ -107,6 +107,39 @@ def test_ten_racing_clients_start_one(stand_in, address):
     assert stand_in.starts() == 1
 
 
+TAKEN = """
+print("gpusched: another gpusched scheduler (pid 1) uses the state directory /x; stop it", file=sys.stderr)
+sys.stderr.flush()
+if {listens}:
+    if os.fork() == 0:
+        sys.stdout = sys.stderr = None
+        os.close(1); os.close(2)
+        time.sleep(0.3)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port)); sock.listen(50)
+        while not os.path.exists({stop!r}): time.sleep(0.05)
+        os._exit(0)
+raise SystemExit(1)
+"""
+
+
+def test_somebody_elses_start_is_waited_for(stand_in, address):
+    """It has the state directory, and does not listen yet: `gpusched serve` was typed this very moment."""
+    said = []
+    stand_in(TAKEN.replace("{listens}", "True"))
+    ensure_server(address, said.append)
+    assert said == []
+    assert autostart._accepts("127.0.0.1", int(address.rpartition(":")[2]))
+
+
+def test_a_scheduler_that_listens_elsewhere_is_not_waited_for_long(stand_in, address, monkeypatch):
+    monkeypatch.setattr(autostart, "_TAKEN_SECONDS", 0.2)
+    stand_in(TAKEN.replace("{listens}", "False"))
+    with pytest.raises(AutostartFailed, match="could not be started: another gpusched scheduler"):
+        ensure_server(address, lambda line: None)
+
+
 def test_the_servers_own_words_are_passed_on(stand_in, address):
     stand_in("print('gpusched: no NVIDIA driver here; try --simulate 8', file=sys.stderr); raise SystemExit(3)")
     with pytest.raises(AutostartFailed, match="could not be started: no NVIDIA driver here; try --simulate 8"):

@@ -61,6 +61,7 @@ def test_cancel_and_timeout(here):
         assert "enough" in ended.outcome.message
 
 
+@pytest.mark.slow
 def test_following_and_waiting_outlast_a_restart(own, tmp_path):
     gate = tmp_path / "gate"
     loop = f"echo before; while [ ! -e {gate} ]; do sleep 0.05; done; echo after; exit 4"

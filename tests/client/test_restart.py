@@ -131,6 +131,7 @@ def test_restart_after_restart(started):
     assert ended(lease.job_id).state is JobState.COMPLETED
 
 
+@pytest.mark.slow
 async def test_the_async_twin(started):
     async with aio.acquire() as lease:
         waiter = aio.acquire(nested="new")
@@ -147,6 +148,7 @@ async def test_the_async_twin(started):
     assert (await asyncio.to_thread(ended, lease.job_id)).state is JobState.COMPLETED
 
 
+@pytest.mark.slow
 def test_a_grant_that_was_not_confirmed_is_taken_up_again(started):
     first = acquire()
     first.start()
@@ -178,6 +180,7 @@ def test_a_block_that_ends_before_its_helper_is_back(started):
 # -- it comes back, and says that it is over ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("started", [SHORT], indirect=True)
 def test_too_late_to_come_back(started):
     with pytest.raises(LeaseLost, match="did not come back"), acquire(on_lost=lambda error: None) as lease:
@@ -195,6 +198,7 @@ def test_too_late_to_come_back(started):
         assert caught.value.reason == "PLACE_LOST"
 
 
+@pytest.mark.slow
 def test_moved_by_hand_meanwhile(started):
     with pytest.raises(LeaseLost, match=r"moved by hand by .*: stuck"), acquire(on_lost=lambda error: None) as lease:
         with frozen(lease):
@@ -206,6 +210,7 @@ def test_moved_by_hand_meanwhile(started):
 # -- another answers in its place, or nobody ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_state_in_its_place_has_no_say(started):
     """Not in the block, nor at its end."""
     with pytest.warns(GpuschedWarning, match="is away"), acquire() as lease:

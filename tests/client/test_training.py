@@ -45,6 +45,7 @@ def one_gpu(here_with_one):
     return here_with_one
 
 
+@pytest.mark.slow
 def test_data_loader_workers(one_gpu):
     with Script(TRAINING, one_gpu.env) as script, Client() as client:
         job_id, count, visible, *workers = script.line(60).split()
@@ -56,6 +57,7 @@ def test_data_loader_workers(one_gpu):
         assert "fork" not in script.errors
 
 
+@pytest.mark.slow
 def test_kill_9_among_data_loader_workers(one_gpu):
     with Script(TRAINING, one_gpu.env) as script, Client() as client:
         job_id, _, _, *workers = script.line(60).split()

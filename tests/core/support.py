@@ -25,6 +25,7 @@ GIB = 2**30
 
 E = TypeVar("E", bound=do.Effect)
 
+_WHERE = ("nodes", "gpu_ids", "exclude", "labels", "per_node", "placement")
 _SHAPE = re.compile(r"(\d+)(?:x(\w+))?(?::(\d+))?")
 
 
@@ -41,11 +42,12 @@ def make_nodes(*shapes: str) -> tuple[NodeInfo, ...]:
 
 
 def make_spec(gpus: int = 1, *, user: str = "alice", **more: Any) -> JobSpec:
-    """A spec; `memory` (GiB), `model` and `node` go to the request, the rest to the spec. Confirmed by itself."""
+    """A spec; `memory` (GiB) and what is a request's go to the request, the rest to the spec. Confirmed by itself."""
     owner = Owner(1000 + sum(map(ord, user)), user)
     memory, model, node = more.pop("memory", 0), more.pop("model", ""), more.pop("node", "")
     more.setdefault("auto_confirm", True)
-    return JobSpec(owner, Request(gpus, int(memory * GIB), model, node), **more)
+    where = {name: more.pop(name) for name in _WHERE if name in more}
+    return JobSpec(owner, Request(gpus, int(memory * GIB), model, node, **where), **more)
 
 
 def snapshot(engine: Engine) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def snapshot(engine: Engine) -> dict[str, Any]:
                 device.message,
                 device.drained,
                 device.holder,
+                device.kept,
                 device.previous,
                 device.warned,
             )
@@ -78,6 +81,7 @@ def snapshot(engine: Engine) -> dict[str, Any]:
             dict(engine._requests),
             {job: list(jobs) for job, jobs in engine._followers.items()},
         ),
+        "claims": dict(engine.claims),
         "deadlines": sorted((at, number, what.name, job, epoch) for at, number, what, job, epoch in _heap(engine)),
         "untold": list(engine._out),
     }

@@ -85,7 +85,7 @@ def test_behind_a_switch_the_lowest_do() -> None:
         ((4, 5, 6, 7), 3, [0, 2, 3]),
         # The odd one out: any other choice tears a pair of two links.
         ((0, 1, 2, 3, 4), 1, [5]),
-        ((3,), 1, [1]),
+        ((3,), 1, [5]),  # which leaves 0-4, 1-2 and 6-7
         ((), 8, [0, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
@@ -360,18 +360,17 @@ def test_all_or_none_of_what_is_free_and_will_do(request_: Request, busy: set[in
         assert sum(number > 0 for number in on) == fewest
 
 
-def test_the_remembered_choices_are_bounded() -> None:
-    links = Links(scores(16, lambda a, b: 50 if a // 4 == b // 4 else 10))
-    seed = random.Random(7)
-    for _ in range(9000):
-        free = sorted(seed.sample(range(16), 3))
-        links.choose(free, free, 2)
-        links._chosen[len(links._chosen), 0, 0] = (0,)
-    assert len(links._chosen) <= 8193
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpusched.scheduler.core.links._MAX_REMEMBERED", 20)
+    links = Links(ISLANDS)
+    for size in range(2, 7):
+        for free in combinations(range(8), size):
+            assert len(links.choose(free, free, 1)) == 1
+            assert len(links._chosen) <= 20 and len(links._worth) <= 20
 
 
-def test_devices_come_back(  # what is free is told by the very lists that the pool changes
-) -> None:
+def test_devices_come_back() -> None:
+    """What is free is told by the very lists that the pool changes."""
     pool = Pool([machine(ISLANDS)])
     pool.take(["a0", "a1"], JobId(1))
     assert place(pool, 2) == [2, 3]

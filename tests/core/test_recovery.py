@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from core.support import Box
-from core.test_batch import batch_spec
+from core.test_batch import batch_spec, run, submit
 from gpusched.scheduler.codec import batch_of, job_of, record_of
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
 from gpusched.scheduler.core.batch import Dependency, RetryPolicy, Usage
+from gpusched.scheduler.core.effects import NoticeKind
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.explain import Code
 from gpusched.scheduler.core.model import Condition, Holder
@@ -34,17 +35,17 @@ class Restart:
     def save(self) -> None:
         self.store.commit(batch_of(self.box.engine.take_changes()))
 
-    def again(self, after: float = 3.0) -> Box:
-        """The server was killed and started again."""
+    def again(self, after: float = 3.0, shift: float = 0.0) -> Box:
+        """The server was killed and started again, the wall clock perhaps set forward."""
         self.save()
         boot = self.store.open()
         old = self.box
-        new = Box(now=old.now + after)
+        new = Box(now=old.now + after + shift)
         new.nodes, new.settings = old.nodes, old.settings
         new.engine = Engine(
             old.nodes, old.settings, first_job=boot.next_job, first_epoch=(boot.starts << EPOCH_BITS) + 1
         )
-        new.engine.restore([job_of(record) for record in boot.jobs], boot.settings, new.now)
+        new.engine.restore([job_of(record) for record in boot.jobs], boot.settings, new.now, shift=shift)
         invariants.check(new.engine)
         new.happen(ev.Tick())
         self.box = new
@@ -131,6 +132,43 @@ def test_restarts_in_quick_succession_have_one_window(box: NewBox) -> None:
     assert c.running == [back, waiter], "who came back to the last one but one has a new window"
     c.wait(24)
     assert c.state(back) is State.LOST
+
+
+@pytest.mark.parametrize("shift", [10_000.0, -10_000.0])
+def test_what_is_due_after_a_time_is_due_after_it_though_the_clock_was_set(box: NewBox, shift: float) -> None:
+    b = box("3", window=5, end_grace=30)
+    limited = b.submit(1, token_hash=b"l", time_limit=100.0)
+    failing = submit(b, retry=RetryPolicy(1, 60.0))
+    run(b, failing)
+    b.release(failing, 1)
+    cancelled = b.submit(1, token_hash=b"c")
+    b.happen(ev.Cancel(cancelled, "enough"))
+    b.told(cancelled)
+    waits = b.submit(3, token_hash=b"w", max_wait=200.0)
+    b.wait(5)
+    restart = Restart(b)
+    restart.again(after=1, shift=shift)
+    c = restart.again(after=1)  # and what was shifted once is kept
+    for job in (limited, cancelled, waits):
+        c.happen(ev.Attach(job))
+    c.wait(22.9)  # 29.9 s of 30 since it was told
+    assert c.state(cancelled) is State.RUNNING
+    c.wait(0.2)
+    assert c.state(cancelled) is State.CANCELLED
+    assert c.why(failing).until == pytest.approx(c.now + 29.9)
+    c.wait(99.8)  # 129.9 s of a limit of 100 s and a grace of 30 s
+    assert [kind for kind, _ in c.told(limited)] == [NoticeKind.TIME_LIMIT]
+    assert (c.state(limited), c.state(waits)) == (State.RUNNING, State.QUEUED)
+    assert c.job(failing).attempt == 2
+    c.wait(0.2)
+    assert c.state(limited) is State.TIMED_OUT
+
+
+def test_a_begin_time_is_what_the_wall_clock_says(box: NewBox) -> None:
+    b = box("1")
+    job = submit(b, begin_at=1100.0)
+    c = Restart(b).again(after=1, shift=90)
+    assert (c.why(job).code, c.why(job).until) == (Code.BEGIN_TIME, 1100.0)
 
 
 def test_a_server_that_lives_shortly_takes_nothing_off_the_window(box: NewBox) -> None:

@@ -20,7 +20,6 @@ from gpusched.scheduler.core.states import (
     State,
     Status,
     moves_table,
-    state_of,
 )
 
 NewBox = Callable[..., Box]
@@ -92,7 +91,7 @@ def test_the_table_for_the_docs_has_every_move() -> None:
 def test_what_a_job_knows_of_itself_in_each_state() -> None:
     for state in State:
         job = job_in(state)
-        assert state_of(job.status) is state
+        assert job.state is state
         assert job.lease == (LEASE if state is State.RUNNING else None)
         assert job.started_at == (None if state is State.QUEUED else 2.0)
         assert job.awake == (state is State.QUEUED)

@@ -90,7 +90,17 @@ def test_one_is_killed(gsrun: Start, stub: Stub, victim: str, more: tuple[str, .
         assert "that the command left behind" in run.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
+SLOWER = pytest.mark.slow  # the more ways to die: one of each kind is enough in a hurry
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGSEGV,
+        *(pytest.param(number, marks=SLOWER) for number in (signal.SIGHUP, signal.SIGABRT, signal.SIGXCPU)),
+    ],
+)
 def test_front_killed_by_other_signals(gsrun: Start, number: signal.Signals) -> None:
     """Some are passed on to the command, some kill gsrun: all end the same way."""
     run, _ = start_forest(gsrun)
@@ -100,7 +110,9 @@ def test_front_killed_by_other_signals(gsrun: Start, number: signal.Signals) -> 
     assert run.wait() in (128 + number, -number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(number, marks=SLOWER) for number in (signal.SIGSEGV, signal.SIGABRT))]
+)
 def test_holder_killed_by_other_signals(gsrun: Start, number: signal.Signals) -> None:
     run, _ = start_forest(gsrun)
     waiter = queue_behind(gsrun, run)

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.client.gsrun import tree, wire
+from gpusched.client.gsrun.asking import resources
 from gpusched.client.gsrun.line import compose, counted, cut, elapsed, harmless, ordinal, width
 from gpusched.client.gsrun.options import Misuse, parse
 from gpusched.client.usage import UsageError
+from gpusched.v1 import resources_pb2
 from support.waiting import wait_until
 
 # -- options ---------------------------------------------------------------------------------------------------
@@ -45,6 +47,30 @@ def test_all_values() -> None:
     assert (options.time_limit, options.max_wait, options.gpu_memory_bytes) == (5400, 90, 40 << 30)
     assert (options.gpu_model, options.priority, options.name, options.url) == ("H100", -5, "n", "127.0.0.1:99")
     assert options.immediate and options.dry_run and options.leave_children and options.verbose
+
+
+def test_which_gpus() -> None:
+    words = "--gpu-id 0,3 --gpu-id GPU-1 --exclude=2 --constraint disk=nvme --constraint mig=3g.20gb --node a,b"
+    options = parse([*words.split(), "--gpus-per-node", "2", "--spread", "c"])
+    assert options.where == {
+        "gpu_ids": ("0", "3", "GPU-1"),
+        "exclude": ("2",),
+        "labels": (("disk", "nvme"), ("mig", "3g.20gb")),
+        "nodes": ("a", "b"),
+        "gpus_per_node": 2,
+        "placement": "spread",
+    }
+    assert options.gpus == 3, "those named, if nothing else is said"
+    assert parse(["-n1", "--gpu-id", "0,3", "c"]).gpus == 1
+    assert parse(["--pack", "c"]).where == {"placement": "pack"} and parse(["c"]).where == {}
+    message = resources(options, "here")
+    assert (message.gpus, message.node, dict(message.labels)) == (3, "here", {"disk": "nvme", "mig": "3g.20gb"})
+    assert (list(message.nodes), list(message.gpu_ids), list(message.exclude)) == (
+        ["a", "b"],
+        ["0", "3", "GPU-1"],
+        ["2"],
+    )
+    assert (message.gpus_per_node, message.placement) == (2, resources_pb2.PLACEMENT_SPREAD)
 
 
 def test_name_of_the_command() -> None:

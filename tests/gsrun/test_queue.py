@@ -120,6 +120,28 @@ def test_dry_run(gsrun: Start, busy: Gsrun) -> None:
     assert run.err == ""
 
 
+def test_dry_run_of_certain_gpus(gsrun: Start, busy: Gsrun) -> None:
+    """Conditions decide what would be had, and what can never be had is refused with what there is."""
+    run = gsrun("--dry-run", "--gpu-id", "2,1")
+    assert run.wait() == 0
+    assert re.fullmatch(r"would wait, 1st in the queue: needs 2 GPUs, 0 free; GPU 1,2 held by .*\n", run.out)
+    busy.signal(signal.SIGTERM)
+    busy.wait()
+    for words, gpus in (("--gpu-id 2,1", "1,2"), ("-n 1 --gpu-id 2,1", "1"), ("-n 2 --exclude 0,2", "1,3")):
+        run = gsrun("--dry-run", *words.split())
+        assert run.wait() == 0, run.err
+        assert run.out == f"would start now, on GPU {gpus}\n"
+    for words, said in (
+        ("--gpu-id 9", "gsrun: --gpu-id: there is no GPU '9'"),
+        ("--node mars", "gsrun: --node: there is no node 'mars'"),
+        ("--constraint disk=nvme", "gsrun: --constraint: no GPU or node on node "),
+        ("-n 3 --gpus-per-node 2", "gsrun: --gpus-per-node: 3 GPUs do not come to 2 on each node"),
+    ):
+        run = gsrun("--dry-run", *words.split())
+        assert run.wait() == 2
+        assert said in run.err
+
+
 def test_cancelled_by_somebody_while_queued(gsrun: Start, busy: Gsrun, stub: Stub) -> None:
     run = gsrun("-n", "1", "true")
     job = wait_until(lambda: next(iter(queued_jobs(stub)), None))
@@ -164,6 +186,7 @@ def test_servers_death_does_not_end_a_command(own: Server, at: Start) -> None:
     assert run.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_servers_stop_does_not_end_a_command(own: Server, at: Start) -> None:
     go = own.state_dir / "go"
     run = at("sh", "-c", f"echo up; until [ -e {go} ]; do sleep 0.05; done; exit 6")
@@ -174,6 +197,7 @@ def test_servers_stop_does_not_end_a_command(own: Server, at: Start) -> None:
     assert run.wait() == 6
 
 
+@pytest.mark.slow
 def test_max_wait_counts_while_the_server_is_away(own: Server, at: Start) -> None:
     busy = at("-n", "2", "sh", "-c", "echo up; exec sleep 100")
     busy.wait_for_out("up")

@@ -25,7 +25,7 @@ def refused(server: Server, *words: str, **env: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-n", "0", "true"], "-n: '0' will not do: give a whole number of GPUs, 1 or more"),
+        (["-n", "0", "true"], "-n: '0' will not do: give a whole number of GPUs, 1 to 1,000,000"),
         (["-n", "-1", "true"], "-n: '-1' will not do"),
         (["-n", "1.5", "true"], "-n: '1.5' will not do"),
         (["-n", "1e3", "true"], "-n: '1e3' will not do"),
@@ -42,6 +42,14 @@ def refused(server: Server, *words: str, **env: str) -> tuple[int, str]:
         (["--name", "\x1b[31mred", "true"], "--name: '\\x1b[31mred' will not do"),
         (["--name", "x" * 100_000, "true"], "--name: "),
         (["--gpu-model", "", "true"], "--gpu-model: '' will not do"),
+        (["--gpu-id", "", "true"], "--gpu-id: '' will not do: give GPUs by index, node:index or uuid"),
+        (["--gpu-id", "0,,1", "true"], "--gpu-id: '0,,1' will not do"),
+        (["--exclude", "a\nb", "true"], "--exclude: 'a\\nb' will not do"),
+        (["--constraint", "disk", "true"], "--constraint: 'disk' will not do: give KEY=VALUE"),
+        (["--node", "x" * 200, "true"], "will not do: give names of nodes"),
+        (["--gpus-per-node", "0", "true"], "--gpus-per-node: '0' will not do"),
+        (["--pack", "--spread", "true"], "--pack and --spread together make no sense"),
+        (["--pack=yes", "true"], "--pack takes no value"),
         (["--url", "nonsense", "true"], "--url: 'nonsense' will not do: give host:port"),
         (["--bogus", "true"], "there is no option --bogus"),
         (["--immediate=yes", "true"], "--immediate takes no value"),

@@ -100,6 +100,7 @@ def forget_all(server: Server) -> None:
 # -- the scheduler comes back ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gracefully", [False, True], ids=["kill", "stop"])
 def test_a_restart_costs_no_work_and_no_place(own: Server, at: Start, box: Box, gracefully: bool) -> None:
     ticking = Ticking(own, at, "-n", "2")
@@ -138,6 +139,7 @@ def test_a_restart_costs_no_work_and_no_place(own: Server, at: Start, box: Box, 
     assert (job.state, job.outcome.exit_status) == (job_pb2.JOB_STATE_FAILED, 6)
 
 
+@pytest.mark.slow
 def test_restart_after_restart(own: Server, at: Start, box: Box) -> None:
     ticking = Ticking(own, at, "-n", "1")
     waiter = at("-n", "2", "echo", "ran")
@@ -167,6 +169,7 @@ def test_gpus_of_a_holder_that_is_not_back_yet_go_to_nobody(own: Server, at: Sta
     assert ticking.run.wait() == 6
 
 
+@pytest.mark.slow
 def test_after_a_restart_either_process_still_cleans_up_for_the_other(own: Server, at: Start, box: Box) -> None:
     """The front has its share in the new connection: the lease ends only when it has killed what the holder left."""
     run = at("-n", "2", sys.executable, FOREST, "10", "stubborn")
@@ -184,6 +187,7 @@ def test_after_a_restart_either_process_still_cleans_up_for_the_other(own: Serve
     box.wait_for("1", job_pb2.JOB_STATE_LOST)
 
 
+@pytest.mark.slow
 def test_a_grant_that_was_not_confirmed_is_taken_up_again(own: Server, at: Start, box: Box) -> None:
     """The scheduler dies between the grant and the answer to it: the command starts once, under that grant."""
     busy = at("-n", "2", "sh", "-c", "echo up; exec sleep 100")
@@ -273,6 +277,7 @@ def test_moved_by_hand(own: Server, at: Start, box: Box, on_lost: str, attached:
     assert box.job("1").state == job_pb2.JOB_STATE_CANCELLED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [SHORT], indirect=True)
 def test_a_waiter_that_comes_too_late_queues_again(own: Server, at: Start, box: Box) -> None:
     ticking = Ticking(own, at, "-n", "2")
@@ -297,6 +302,7 @@ def test_a_waiter_that_comes_too_late_queues_again(own: Server, at: Start, box: 
     assert box.job("4").state == job_pb2.JOB_STATE_COMPLETED
 
 
+@pytest.mark.slow
 def test_another_state_in_its_place(own: Server, at: Start, tmp_path: Path) -> None:
     """It knows nothing of the lease, and so has no say over it. Who only waits, waits there."""
     ticking = Ticking(own, at, "-n", "2")
@@ -368,6 +374,7 @@ def test_a_signal_ends_the_wait_for_a_scheduler_that_is_away(waiting_for_nobody:
     assert waiting_for_nobody.survivors() == []
 
 
+@pytest.mark.slow
 def test_live_line_while_the_scheduler_is_away(own: Server, at: Start) -> None:
     ticking = Ticking(own, at, "-n", "2")
     terminal = Terminal(own.env)
@@ -390,6 +397,7 @@ def test_live_line_while_the_scheduler_is_away(own: Server, at: Start) -> None:
     assert ticking.run.wait() == 6
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing_of_it(own: Server, at: Start, box: Box) -> None:
     ticking = Ticking(own, at, "-q", "-n", "2")
     waiter = at("-q", "-n", "1", "echo", "ran")
@@ -402,6 +410,7 @@ def test_quiet_says_nothing_of_it(own: Server, at: Start, box: Box) -> None:
     assert (ticking.run.err, waiter.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_gsrun_started_while_the_scheduler_restarts(own: Server) -> None:
     """It was there at the first look, and died before it had taken the job: worth another moment."""
     own.pause()

@@ -23,6 +23,7 @@ DEAF = 60
 WINDOWS = {"one byte": 1, "the usual": None}
 
 
+@pytest.mark.slow
 async def test_thousands_of_calls_at_once_are_all_answered(box: Server, client: Client) -> None:
     """A stock server loses a fifth of them with a bare CANCELLED. This is what a restart looks like."""
     await client.holder(8)

@@ -67,6 +67,7 @@ async def trap() -> AsyncIterator[Trap]:
         await server.stop(0)
 
 
+@pytest.mark.slow
 async def test_max_pending_requests_is_spelled_rightly_and_needed(trap: Trap) -> None:
     """Wrong spellings are silently passed over, so the right one must make a difference."""
     names = {name for name, _ in OPTIONS}

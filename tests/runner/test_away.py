@@ -411,6 +411,7 @@ def test_killed_server_comes_back_with_its_state(
     assert runner.failures == []
 
 
+@pytest.mark.slow
 def test_agent_and_server_killed_one_after_the_other(
     server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
 ) -> None:
@@ -432,6 +433,7 @@ def test_agent_and_server_killed_one_after_the_other(
     assert job.wait().outcome.exit_status == 8
 
 
+@pytest.mark.slow
 def test_another_state_at_the_same_port_ends_nothing(
     server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
 ) -> None:

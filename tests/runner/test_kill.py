@@ -289,6 +289,7 @@ def test_idle_agent_ends_with_its_server(runner: Runner) -> None:
     wait_until(lambda: not alive(agent), QUICK, "an end of the agent")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_fifty_quick_jobs(
     shared_server: Server, runner: Runner, lease: Lease, tmp_path: Path
 ) -> None:

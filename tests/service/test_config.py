@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from gpusched.scheduler import config
 from gpusched.scheduler.config import Config, ConfigError, load, options_markdown
+from gpusched.scheduler.core.policy import PolicySettings, Quota
 from gpusched.scheduler.options import OPTIONS, parse_duration
 
 
@@ -67,6 +69,24 @@ def test_every_option_everywhere(home: dict[str, str], tmp_path: Path) -> None:
         "max_running": ("3", 3),
         "default_time_limit": ("2h", 7200.0),
         "max_time_limit": ("3d", 259200.0),
+        "policy.order": ("FCFS", "fifo"),
+        "policy.backfill": ("conservative", "conservative"),
+        "policy.candidates": ("sjbf", "sjbf"),
+        "policy.depth": ("3", 3),
+        "policy.freeze_bypasses": ("7", 7),
+        "policy.freeze_wait": ("2h", 7200.0),
+        "policy.aging": ("0s", 0.0),
+        "policy.starvation": ("12h", 43200.0),
+        "policy.half_life": ("3d", 259200.0),
+        "policy.shares": ("physics/bob=0.5", (("physics/bob", 0.5),)),
+        "policy.preemption": ("on", True),
+        "policy.preempt_after": ("5m", 300.0),
+        "policy.preempt_grace": ("20s", 20.0),
+        "policy.preempt_most": ("2", 2),
+        "policy.user_gpus": ("4", 4),
+        "policy.user_jobs": ("8", 8),
+        "policy.quotas": ("physics/=8:20", (Quota("physics/", 8, 20),)),
+        "policy.borrow": ("on", True),
         "window": ("1m", 60.0),
         "keep": ("30d", 2592000.0),
         "log_level": ("ERROR", "error"),
@@ -85,7 +105,8 @@ def test_every_option_everywhere(home: dict[str, str], tmp_path: Path) -> None:
     file = write(tmp_path, "\n".join(lines))
     for argv, environ in ((flags, {}), ([], variables), (["--config", str(file)], {})):
         found = load(["serve", *argv], home | environ)
-        assert {name: getattr(found, name) for name in texts} == {name: value for name, (_, value) in texts.items()}
+        got = {name: attrgetter(name)(found) for name in texts}
+        assert got == {name: value for name, (_, value) in texts.items()}
 
 
 def test_typed_values_of_the_file(home: dict[str, str], tmp_path: Path) -> None:
@@ -97,6 +118,31 @@ def test_typed_values_of_the_file(home: dict[str, str], tmp_path: Path) -> None:
 def test_lists(home: dict[str, str]) -> None:
     assert load(["serve"], home | {"GPUSCHED_IGNORE_PROCESSES": "a, b,,"}).ignore_processes == ("a", "b")
     assert load(["serve", "--ignore-process", "a", "--ignore-process", "b"], home).ignore_processes == ("a", "b")
+
+
+def test_shares_and_quotas_of_the_file(home: dict[str, str], tmp_path: Path) -> None:
+    file = write(tmp_path, 'borrow = true\n[shares]\nalice = 2\n"physics/bob" = 0.5\n[quotas]\nalice = 4\nbob = "0:3"')
+    policy = load(["serve", "--config", str(file)], home).policy
+    assert policy.shares == (("alice", 2.0), ("physics/bob", 0.5)) and policy.borrow
+    assert policy.quotas == (Quota("alice", 4), Quota("bob", 0, 3))
+    environ = home | {"GPUSCHED_SHARES": "alice=2, bob=1", "GPUSCHED_QUOTAS": "alice=4,alice=4"}
+    policy = load(["serve"], environ).policy
+    assert policy.shares == (("alice", 2.0), ("bob", 1.0)) and policy.quotas == (Quota("alice", 4),)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a=nan"], "--share: a=nan; shares must be above 0"),
+        (["a=-1"], "--share: a=-1; shares must be above 0"),
+        (["a=0"], "--share: a=0; shares must be above 0"),
+        (["a=inf"], "--share: a=inf; shares must be above 0"),
+        (["x//a=1"], "--share: 'x//a' has an empty name"),
+        (["a=1", "x/a=1"], "--share: user a is named twice"),
+    ],
+)
+def test_shares_that_make_no_policy_name_their_place(words: list[str], said: str, home: dict[str, str]) -> None:
+    assert problems(["serve", *(part for word in words for part in ("--share", word))], home) == [said]
 
 
 def test_detach_and_stop(home: dict[str, str]) -> None:
@@ -204,6 +250,20 @@ def test_modes_that_contradict_each_other(home: dict[str, str]) -> None:
         ("--state-dir", "a\0b", "a path"),
         ("--state-dir", "~no-such-user-here/x", "a path"),
         ("--ignore-process", "\n", "command names"),
+        ("--policy", "lottery", "one of fifo, priority, sjf, fair_share, fcfs"),
+        ("--backfill", "some", "one of none, easy, conservative"),
+        ("--candidates", "all", "one of queue, sjbf"),
+        ("--reservation-depth", "0", "from 1 to 64"),
+        ("--half-life", "0s", "from 1s to 3650d"),
+        ("--aging", "3651d", "from 0s to 3650d"),
+        ("--share", "alice", "shares such as alice=2"),
+        ("--share", "alice=many", "shares such as alice=2"),
+        ("--share", "=2", "shares such as alice=2"),
+        ("--quota", "alice=4:", "GPUs, or GPUs and jobs"),
+        ("--quota", "alice=-4", "GPUs, or GPUs and jobs"),
+        ("--quota", "alice=1:2:3", "GPUs, or GPUs and jobs"),
+        ("--preemption", "yes", "on or off"),
+        ("--user-gpus", "1000001", "from 0 to 1000000"),
     ],
 )
 def test_bad_values_name_the_flag_the_value_and_what_is_allowed(
@@ -227,6 +287,11 @@ def test_bad_values_name_the_flag_the_value_and_what_is_allowed(
         ("ignore_processes = [1]", "ignore_processes"),
         ("ignore_processes = 1", "ignore_processes"),
         ("state_dir = 1", "state_dir"),
+        ('preemption = "yes"', "preemption"),
+        ("shares = 3", "shares"),
+        ("shares = [true]", "shares"),
+        ("[shares]\nalice = true", "shares"),
+        ("[quotas]\nalice = 1.5", "quotas"),
         ("[port]\nnumber = 1", "port"),
     ],
 )
@@ -286,7 +351,10 @@ def test_help_has_every_option(home: dict[str, str], capsys: pytest.CaptureFixtu
 
 def test_one_table_for_everything() -> None:
     """Options, settings and documentation cannot drift apart."""
-    assert {option.field for option in OPTIONS} | {"command"} == {field.name for field in fields(Config)}
+    settings = {field.name for field in fields(Config)} - {"policy"}
+    assert {option.field for option in OPTIONS} | {"command"} == settings | {
+        f"policy.{field.name}" for field in fields(PolicySettings)
+    }
     for names in zip(*((option.flag, option.variable, option.key) for option in OPTIONS), strict=True):
         assert len([name for name in names if name]) == len({name for name in names if name})
     table = options_markdown()
@@ -300,7 +368,7 @@ def test_written_defaults_are_the_real_ones(home: dict[str, str]) -> None:
     found = load(["serve"], home)
     for option in OPTIONS:
         if option.default and "`" not in option.default:
-            assert option.kind.parse(option.default) == getattr(found, option.field), option.flag
+            assert option.kind.parse(option.default) == attrgetter(option.field)(found), option.flag
 
 
 @pytest.mark.parametrize(

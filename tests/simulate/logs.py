@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.policy import PolicySettings
-from gpusched.scheduler.core.settings import Settings
-from gpusched.scheduler.simulate.replay import Estimate, Events, replay
+from gpusched.scheduler.simulate.replay import Estimate, Events, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, Seconds, flat_pool
 
 
@@ -28,5 +27,5 @@ def starts(
     """When each of them starts."""
     policy = PolicySettings(order, backfill, candidates)
     pool = flat_pool(nodes) if isinstance(nodes, int) else nodes
-    settings = Settings(policy=policy, check_released=False)
+    settings = settings_for(policy)
     return replay(jobs, pool, settings, estimate=estimate, events=events).starts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -81,9 +82,15 @@ def test_agrees_with_naive_formulas(rows: list[tuple[int, int, int, int, str]]) 
         assert 1 / len(users) - 1e-9 <= (it.fairness or 0) <= 1 + 1e-9
 
 
-@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(-5, 5)), max_size=40), st.integers(1, 50))
-def test_averages_keep_the_area(changes: list[tuple[int, int]], points: int) -> None:
-    times, means = averages(changes, 0, 1000, points)
+@given(
+    st.lists(st.tuples(st.integers(0, 1000), st.integers(-5, 5)), max_size=40),
+    st.integers(1, 1300),
+    st.integers(0, 10**9),
+)
+def test_averages_keep_the_area_and_the_bounds(changes: list[tuple[int, int]], points: int, origin: int) -> None:
+    times, means = averages([(origin + when, by) for when, by in changes], origin, origin + 1000, points)
     assert len(times) == len(means) == points
     area = sum(by * (1000 - when) for when, by in changes)
-    assert sum(means) * 1000 / points == pytest.approx(area, abs=1e-6)
+    assert sum(means) * 1000 / points == pytest.approx(area, abs=1e-2)
+    levels = [0, *itertools.accumulate(by for _, by in sorted(changes))]
+    assert min(levels) - 1e-3 <= min(means) and max(means) <= max(levels) + 1e-3

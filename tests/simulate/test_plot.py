@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from gpusched.scheduler.core.policy import PolicySettings
-from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.simulate import plot
-from gpusched.scheduler.simulate.replay import replay
+from gpusched.scheduler.simulate.replay import replay, settings_for
 from gpusched.scheduler.simulate.workload import SimulationError, flat_pool
 from simulate.logs import job
 
@@ -20,7 +19,7 @@ JOBS = [job(1, 0, 100, 2), job(2, 10, 50, 4), job(3, 10, 20, 1), job(4, 20, 0, 1
 
 def draw(path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib")
-    settings = Settings(policy=PolicySettings("fifo", "easy"), check_released=False)
+    settings = settings_for(PolicySettings("fifo", "easy"))
     done = replay(JOBS, flat_pool(4), settings, keep_placements=plot.wants_placements(kind, len(JOBS)))
     plot.check(str(path))
     plot.draw(str(path), kind, "a $title$", JOBS, done, flat_pool(4))

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from gpusched.scheduler.core.policy import PolicySettings
-from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.simulate.command import _events_of, _placement
 from gpusched.scheduler.simulate.filters import Filter, parse_filter
 from gpusched.scheduler.simulate.metrics import Metrics, measure
 from gpusched.scheduler.simulate.options import AUTO
 from gpusched.scheduler.simulate.readers import read_log
-from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay
+from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, flat_pool, node_pool
 
 # Read when the tests are collected, before a fixture clears the caller's variables away.
@@ -50,7 +49,7 @@ def run(
     jobs: list[LoggedJob], pool: int | str, policy: PolicySettings, estimate: Estimate, events: Events | None = None
 ) -> tuple[Replayed, Metrics]:
     nodes = flat_pool(pool) if isinstance(pool, int) else node_pool(pool)
-    settings = Settings(policy=policy, check_released=False, keep_ended=0, limit_notice=0.0)
+    settings = settings_for(policy)
     done = replay(
         jobs,
         nodes,
@@ -135,7 +134,7 @@ def test_two_nodes_where_the_policy_makes_no_difference(order: str, backfill: st
     assert round(metrics.wait_mean, 2) == 360.43
 
 
-# -- two months of Philly in one pool ------------------------------------------------------------------------------------
+# -- two months of Philly in one pool ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("order", "total"), [("fifo", 20_879_010_197), ("sjf", 483_443_723)])

@@ -9,7 +9,7 @@ import pytest
 
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.settings import Settings
-from gpusched.scheduler.simulate.replay import Estimate, Events, replay
+from gpusched.scheduler.simulate.replay import Estimate, Events, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, SimulationError, flat_pool, node_pool
 from simulate.logs import job, starts
 
@@ -161,4 +161,4 @@ def test_nodes_that_make_no_sense(text: str) -> None:
 
 
 def _settings(backfill: str = "none") -> Settings:
-    return Settings(policy=PolicySettings("fifo", backfill), check_released=False)
+    return settings_for(PolicySettings("fifo", backfill))

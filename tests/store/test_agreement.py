@@ -99,9 +99,24 @@ def view(store: Store) -> dict[str, object]:
     }
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+A_FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(A_FEW, max_examples=40)
+
+
+@A_FEW
 @given(steps=st.lists(STEPS, max_size=12))
 def test_memory_and_sqlite_agree(empty: Path, steps: list[tuple[object, ...]]) -> None:
+    agree(empty, steps)
+
+
+@pytest.mark.slow
+@MANY
+@given(steps=st.lists(STEPS, max_size=12))
+def test_memory_and_sqlite_agree_on_more(empty: Path, steps: list[tuple[object, ...]]) -> None:
+    agree(empty, steps)
+
+
+def agree(empty: Path, steps: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         path = Path(directory, "state.db")
         shutil.copy(empty, path)

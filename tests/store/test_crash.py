@@ -65,6 +65,7 @@ def whole_groups(store: DatabaseStore) -> int:
     return last + 1
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_commits(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     dice = random.Random(os.urandom(8))

@@ -18,6 +18,9 @@ from gpusched.client.errors import ServerUnavailable
 
 _PROBE_SECONDS = 2.0
 _LOCK_POLL_SECONDS = 0.05
+_TAKEN = "uses the state directory"
+"""What the scheduler says of one that was quicker."""
+_TAKEN_SECONDS = 5.0
 _NOTHING_LISTENS = (errno.ECONNREFUSED,)
 
 
@@ -52,8 +55,14 @@ def ensure_server(address: str, say: Callable[[str], None], timeout: float = 20.
         return
     deadline = time.monotonic() + timeout
     with _start_lock(host, port, deadline) as locked:
-        if locked and not _accepts(host, port):
+        if not locked or _accepts(host, port):
+            return
+        try:
             say(_start(address, deadline))
+        except AutostartFailed as error:
+            # `gpusched serve` by hand, this very moment: it has the state directory before it listens.
+            if _TAKEN not in str(error) or not _begins_to_listen(host, port, deadline):
+                raise
 
 
 def _accepts(host: str, port: int) -> bool:
@@ -61,6 +70,16 @@ def _accepts(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         return probe.connect_ex((host, port)) not in _NOTHING_LISTENS
+
+
+def _begins_to_listen(host: str, port: int, deadline: float) -> bool:
+    """Whether somebody does within a few seconds."""
+    patience = min(deadline, time.monotonic() + _TAKEN_SECONDS)
+    while not _accepts(host, port):
+        if time.monotonic() > patience:
+            return False
+        time.sleep(_LOCK_POLL_SECONDS)
+    return True
 
 
 @contextmanager

@@ -24,7 +24,8 @@ def submit(command: Sequence[str], *, url: str | None = None, **options: Any) ->
         url: the scheduler's address; one is started here if none runs at the default address.
         options: the other attributes of `submission.Submission`: gpus, gpu_memory, gpu_model, nodes, gpu_ids, exclude,
             labels, gpus_per_node, placement, priority, name, time_limit, environment, workdir, output,
-            retries, backoff, retry_on, requeue, after, begin, hold, grace.
+            retries, backoff, retry_on, requeue, after, begin, hold, grace,
+            estimate, preemptible, signal.
 
     Returns:
         The job, safe from a power loss.

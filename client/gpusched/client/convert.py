@@ -61,6 +61,8 @@ def job(message: job_pb2.Job) -> views.Job:
         output_path=message.output_path,
         held=message.held,
         dependencies=tuple(each.job_id for each in message.dependencies),
+        estimate=_length(message, "estimate"),
+        preemptible=message.preemptible,
     )
 
 

@@ -181,6 +181,7 @@ class Keeper:
             name=asked["name"],
             priority=asked["priority"],
             immediate=asked["immediate"],
+            preemptible=asked["preemptible"],
             request_id=os.urandom(16).hex(),
             command=asked["command"],
             holder=scheduler_pb2.Holder(pid=pid, start_ticks=ticks),
@@ -189,6 +190,11 @@ class Keeper:
             message.time_limit.FromNanoseconds(round(asked["time_limit"] * 1e9))
         if asked["max_wait"] is not None:
             message.max_wait.FromNanoseconds(round(asked["max_wait"] * 1e9))
+        if asked["estimate"] is not None:
+            message.estimate.FromNanoseconds(round(asked["estimate"] * 1e9))
+        if asked["signal"] is not None:
+            message.preempt_signal.name, before = asked["signal"]
+            message.preempt_signal.before.FromNanoseconds(round(before * 1e9))
         return message
 
     def _own_node(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched.client.address import server_address
-from gpusched.client.units import duration_seconds, parse_size
+from gpusched.client.units import duration_seconds, parse_signal, parse_size
 from gpusched.client.usage import UsageError
 from gpusched.client.where import ANYWHERE, Where, checked_where
 
@@ -36,6 +36,9 @@ class AcquireOptions:
     time_limit: float | None = None
     max_wait: float | None = None
     immediate: bool = False
+    estimate: float | None = None
+    preemptible: bool = False
+    signal: tuple[str, float] | None = None
     nested: str = "auto"
 
     def message(self) -> dict[str, Any]:
@@ -51,6 +54,9 @@ class AcquireOptions:
             "time_limit": self.time_limit,
             "max_wait": self.max_wait,
             "immediate": self.immediate,
+            "estimate": self.estimate,
+            "preemptible": self.preemptible,
+            "signal": self.signal,
             "command": own_command(),
         }
 
@@ -71,6 +77,9 @@ def checked_options(
     time_limit: float | str | timedelta | None,
     max_wait: float | str | timedelta | None,
     immediate: bool,
+    estimate: float | str | timedelta | None = None,
+    preemptible: bool = False,
+    signal: str | None = None,
     url: str | None,
     nested: str | None,
 ) -> AcquireOptions:
@@ -78,6 +87,9 @@ def checked_options(
     limit = None if time_limit is None else duration_seconds(time_limit, "time_limit")
     if limit == 0:
         raise UsageError("time_limit", time_limit, "give more than no time at all, or None for no limit")
+    expected = None if estimate is None else duration_seconds(estimate, "estimate")
+    if expected == 0:
+        raise UsageError("estimate", estimate, "give more than no time at all, or None if you cannot say")
     where = checked_where(
         nodes=nodes,
         gpu_ids=gpu_ids,
@@ -97,6 +109,9 @@ def checked_options(
         time_limit=limit,
         max_wait=None if max_wait is None else duration_seconds(max_wait, "max_wait"),
         immediate=bool(immediate),
+        estimate=expected,
+        preemptible=bool(preemptible),
+        signal=None if signal is None else parse_signal(signal),
         nested=_nested(nested),
     )
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gpusched.client.units import duration_seconds, parse_size
+from gpusched.client.units import duration_seconds, parse_signal, parse_size
 from gpusched.client.usage import UsageError
 from gpusched.client.where import checked_where
 
@@ -54,6 +54,9 @@ class Submission:
         begin: not before, see BEGIN_ALLOWED, or a datetime.
         hold: wait until it is released by hand.
         grace: between the request to end and the kill; None for 15 s.
+        estimate: how long the work is expected to take, "2h", seconds or a timedelta; nothing ends at it.
+        preemptible: it may be ended for a job of a higher tier.
+        signal: "USR1@60s": what it is sent, and how long before it is ended for another job.
     """
 
     command: Sequence[str]
@@ -80,6 +83,9 @@ class Submission:
     begin: str | datetime | None = None
     hold: bool = False
     grace: str | float | timedelta | None = None
+    estimate: str | float | timedelta | None = None
+    preemptible: bool = False
+    signal: str | None = None
 
     def request(self, now: float | None = None) -> Any:
         """The `SubmitRequest`, with an id of its own so that a retried call submits once.
@@ -128,6 +134,7 @@ class Submission:
             requeue=self.requeue,
             dependencies=[_dependency(each) for each in self.after],
             held=self.hold,
+            preemptible=self.preemptible,
             request_id=secrets.token_hex(16),
         )
 
@@ -138,6 +145,10 @@ class Submission:
         put(message.time_limit, self.time_limit, "time_limit")
         put(message.retry.backoff, self.backoff, "backoff")
         put(message.grace, self.grace, "grace")
+        put(message.estimate, self.estimate, "estimate")
+        if self.signal is not None:
+            message.preempt_signal.name, before = parse_signal(self.signal)
+            put(message.preempt_signal.before, before, "signal")
         if self.begin is not None:
             message.begin_at.FromNanoseconds(round(begin_time(self.begin, time.time() if now is None else now) * 1e9))
         return message

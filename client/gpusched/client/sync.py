@@ -133,6 +133,9 @@ def acquire(
     time_limit: float | str | timedelta | None = None,
     max_wait: float | str | timedelta | None = None,
     immediate: bool = False,
+    estimate: float | str | timedelta | None = None,
+    preemptible: bool = False,
+    signal: str | None = None,
     url: str | None = None,
     on_update: Callable[[QueueUpdate], object] | None = None,
     on_notice: Callable[[Notice], object] | None = None,
@@ -158,6 +161,9 @@ def acquire(
             takes the GPUs back.
         max_wait: give up waiting after this long, with WaitTimeout.
         immediate: rather than wait at all, fail with LimitReached.
+        estimate: how long the work is expected to take, as `time_limit`; some policies order by it, nothing ends at it.
+        preemptible: it may be ended for a job of a higher tier, where the policy has preemption.
+        signal: such as "USR1@60s": what the work is sent, and how long before it is ended for another job.
         url: the scheduler's address; default `GPUSCHED_URL`, `GPUSCHED_PORT`, or 127.0.0.1:9123, where one is started
             if none runs.
         on_update: called at each change of place; by default a line shows it, live in a notebook or terminal.
@@ -191,6 +197,9 @@ def acquire(
         time_limit=time_limit,
         max_wait=max_wait,
         immediate=immediate,
+        estimate=estimate,
+        preemptible=preemptible,
+        signal=signal,
         url=url,
         nested=nested,
     )

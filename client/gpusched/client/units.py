@@ -15,6 +15,8 @@ LARGEST_BYTES = 2**50
 SMALLEST_TEXT_BYTES = 2**20
 
 DURATION_ALLOWED = "give a duration such as 45s, 90m, 2h, 1h30m, 3d, 00:10:00 or 1-12:00:00 (at most 10 years)"
+SIGNAL_ALLOWED = "give a signal, and how long before the end it is to come, such as USR1@60s"
+DEFAULT_NOTICE_SECONDS = 60.0
 SIZE_ALLOWED = "give a size such as 40G, 40GiB or 512M (G is 2**30 bytes), or a number of bytes"
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -66,6 +68,26 @@ def duration_seconds(value: str | float | timedelta, field: str = "duration") ->
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(field, value, f"{DURATION_ALLOWED}, a number of seconds, or a timedelta")
     return _checked_seconds(value, value, field)
+
+
+def parse_signal(text: str, field: str = "signal") -> tuple[str, float]:
+    """Name and seconds from `USR1@60`, `SIGUSR1@2m`, or `USR1` alone for 60 seconds.
+
+    Args:
+        text: a signal, and how long before the end it is sent.
+        field: named in the error.
+
+    Raises:
+        UsageError: if it is none of these; the scheduler knows which signals there are.
+    """
+    name, at, before = text.strip().partition("@") if isinstance(text, str) else ("", "", "")
+    name = name.strip().upper().removeprefix("SIG")
+    if not (name.isascii() and name.isalnum()) or len(name) > 20 or (at and not before):
+        raise UsageError(field, text, SIGNAL_ALLOWED)
+    seconds = parse_duration(before, field) if at else DEFAULT_NOTICE_SECONDS
+    if seconds <= 0:
+        raise UsageError(field, text, f"{SIGNAL_ALLOWED}; the time is more than 0")
+    return name, seconds
 
 
 def parse_size(value: str | int, field: str = "size") -> int:

@@ -108,6 +108,8 @@ class Job:
             scheduler's own.
         held: waits until it is released by hand.
         dependencies: ids of the jobs that it waits for.
+        estimate: how long its owner expects the work to take.
+        preemptible: it may be ended for a job of a higher tier.
     """
 
     id: str
@@ -140,6 +142,8 @@ class Job:
     output_path: str = ""
     held: bool = False
     dependencies: tuple[str, ...] = ()
+    estimate: timedelta | None = None
+    preemptible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

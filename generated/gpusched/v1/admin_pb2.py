@@ -12,45 +12,51 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from gpusched.v1 import job_pb2 as gpusched_dot_v1_dot_job__pb2
+from gpusched.v1 import policy_pb2 as gpusched_dot_v1_dot_policy__pb2
 from gpusched.v1 import resources_pb2 as gpusched_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gpusched/v1/admin.proto\x12\x0bgpusched.v1\x1a\x15gpusched/v1/job.proto\x1a\x1bgpusched/v1/resources.proto\"6\n\x0b\x44rainTarget\x12\r\n\x03gpu\x18\x01 \x01(\tH\x00\x12\x0e\n\x04node\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"H\n\x0c\x44rainRequest\x12(\n\x06target\x18\x01 \x01(\x0b\x32\x18.gpusched.v1.DrainTarget\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\rDrainResponse\x12\x1e\n\x04gpus\x18\x01 \x03(\x0b\x32\x10.gpusched.v1.Gpu\":\n\x0eUndrainRequest\x12(\n\x06target\x18\x01 \x01(\x0b\x32\x18.gpusched.v1.DrainTarget\"1\n\x0fUndrainResponse\x12\x1e\n\x04gpus\x18\x01 \x03(\x0b\x32\x10.gpusched.v1.Gpu\"(\n\x16PauseSchedulingRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x17PauseSchedulingResponse\"\x19\n\x17ResumeSchedulingRequest\"\x1a\n\x18ResumeSchedulingResponse\"Z\n\x12SetJobStateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.gpusched.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"4\n\x13SetJobStateResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.gpusched.v1.Job\"\x11\n\x0f\x44iagnoseRequest\":\n\x10\x44iagnoseResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.gpusched.v1.Finding\"4\n\x07\x46inding\x12\x0c\n\x04\x61rea\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t2\xe7\x03\n\x05\x41\x64min\x12>\n\x05\x44rain\x12\x19.gpusched.v1.DrainRequest\x1a\x1a.gpusched.v1.DrainResponse\x12\x44\n\x07Undrain\x12\x1b.gpusched.v1.UndrainRequest\x1a\x1c.gpusched.v1.UndrainResponse\x12\\\n\x0fPauseScheduling\x12#.gpusched.v1.PauseSchedulingRequest\x1a$.gpusched.v1.PauseSchedulingResponse\x12_\n\x10ResumeScheduling\x12$.gpusched.v1.ResumeSchedulingRequest\x1a%.gpusched.v1.ResumeSchedulingResponse\x12P\n\x0bSetJobState\x12\x1f.gpusched.v1.SetJobStateRequest\x1a .gpusched.v1.SetJobStateResponse\x12G\n\x08\x44iagnose\x12\x1c.gpusched.v1.DiagnoseRequest\x1a\x1d.gpusched.v1.DiagnoseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gpusched/v1/admin.proto\x12\x0bgpusched.v1\x1a google/protobuf/field_mask.proto\x1a\x15gpusched/v1/job.proto\x1a\x18gpusched/v1/policy.proto\x1a\x1bgpusched/v1/resources.proto\"6\n\x0b\x44rainTarget\x12\r\n\x03gpu\x18\x01 \x01(\tH\x00\x12\x0e\n\x04node\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"H\n\x0c\x44rainRequest\x12(\n\x06target\x18\x01 \x01(\x0b\x32\x18.gpusched.v1.DrainTarget\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\rDrainResponse\x12\x1e\n\x04gpus\x18\x01 \x03(\x0b\x32\x10.gpusched.v1.Gpu\":\n\x0eUndrainRequest\x12(\n\x06target\x18\x01 \x01(\x0b\x32\x18.gpusched.v1.DrainTarget\"1\n\x0fUndrainResponse\x12\x1e\n\x04gpus\x18\x01 \x03(\x0b\x32\x10.gpusched.v1.Gpu\"(\n\x16PauseSchedulingRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x17PauseSchedulingResponse\"\x19\n\x17ResumeSchedulingRequest\"\x1a\n\x18ResumeSchedulingResponse\"w\n\x10SetPolicyRequest\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.gpusched.v1.Policy\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05reset\x18\x03 \x01(\x08\"G\n\x11SetPolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.gpusched.v1.Policy\x12\r\n\x05notes\x18\x02 \x03(\t\"Z\n\x12SetJobStateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.gpusched.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"4\n\x13SetJobStateResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.gpusched.v1.Job\"\x11\n\x0f\x44iagnoseRequest\":\n\x10\x44iagnoseResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.gpusched.v1.Finding\"4\n\x07\x46inding\x12\x0c\n\x04\x61rea\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t2\xb3\x04\n\x05\x41\x64min\x12>\n\x05\x44rain\x12\x19.gpusched.v1.DrainRequest\x1a\x1a.gpusched.v1.DrainResponse\x12\x44\n\x07Undrain\x12\x1b.gpusched.v1.UndrainRequest\x1a\x1c.gpusched.v1.UndrainResponse\x12\\\n\x0fPauseScheduling\x12#.gpusched.v1.PauseSchedulingRequest\x1a$.gpusched.v1.PauseSchedulingResponse\x12_\n\x10ResumeScheduling\x12$.gpusched.v1.ResumeSchedulingRequest\x1a%.gpusched.v1.ResumeSchedulingResponse\x12J\n\tSetPolicy\x12\x1d.gpusched.v1.SetPolicyRequest\x1a\x1e.gpusched.v1.SetPolicyResponse\x12P\n\x0bSetJobState\x12\x1f.gpusched.v1.SetJobStateRequest\x1a .gpusched.v1.SetJobStateResponse\x12G\n\x08\x44iagnose\x12\x1c.gpusched.v1.DiagnoseRequest\x1a\x1d.gpusched.v1.DiagnoseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gpusched.v1.admin_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_DRAINTARGET']._serialized_start=92
-  _globals['_DRAINTARGET']._serialized_end=146
-  _globals['_DRAINREQUEST']._serialized_start=148
-  _globals['_DRAINREQUEST']._serialized_end=220
-  _globals['_DRAINRESPONSE']._serialized_start=222
-  _globals['_DRAINRESPONSE']._serialized_end=269
-  _globals['_UNDRAINREQUEST']._serialized_start=271
-  _globals['_UNDRAINREQUEST']._serialized_end=329
-  _globals['_UNDRAINRESPONSE']._serialized_start=331
-  _globals['_UNDRAINRESPONSE']._serialized_end=380
-  _globals['_PAUSESCHEDULINGREQUEST']._serialized_start=382
-  _globals['_PAUSESCHEDULINGREQUEST']._serialized_end=422
-  _globals['_PAUSESCHEDULINGRESPONSE']._serialized_start=424
-  _globals['_PAUSESCHEDULINGRESPONSE']._serialized_end=449
-  _globals['_RESUMESCHEDULINGREQUEST']._serialized_start=451
-  _globals['_RESUMESCHEDULINGREQUEST']._serialized_end=476
-  _globals['_RESUMESCHEDULINGRESPONSE']._serialized_start=478
-  _globals['_RESUMESCHEDULINGRESPONSE']._serialized_end=504
-  _globals['_SETJOBSTATEREQUEST']._serialized_start=506
-  _globals['_SETJOBSTATEREQUEST']._serialized_end=596
-  _globals['_SETJOBSTATERESPONSE']._serialized_start=598
-  _globals['_SETJOBSTATERESPONSE']._serialized_end=650
-  _globals['_DIAGNOSEREQUEST']._serialized_start=652
-  _globals['_DIAGNOSEREQUEST']._serialized_end=669
-  _globals['_DIAGNOSERESPONSE']._serialized_start=671
-  _globals['_DIAGNOSERESPONSE']._serialized_end=729
-  _globals['_FINDING']._serialized_start=731
-  _globals['_FINDING']._serialized_end=783
-  _globals['_ADMIN']._serialized_start=786
-  _globals['_ADMIN']._serialized_end=1273
+  _globals['_DRAINTARGET']._serialized_start=152
+  _globals['_DRAINTARGET']._serialized_end=206
+  _globals['_DRAINREQUEST']._serialized_start=208
+  _globals['_DRAINREQUEST']._serialized_end=280
+  _globals['_DRAINRESPONSE']._serialized_start=282
+  _globals['_DRAINRESPONSE']._serialized_end=329
+  _globals['_UNDRAINREQUEST']._serialized_start=331
+  _globals['_UNDRAINREQUEST']._serialized_end=389
+  _globals['_UNDRAINRESPONSE']._serialized_start=391
+  _globals['_UNDRAINRESPONSE']._serialized_end=440
+  _globals['_PAUSESCHEDULINGREQUEST']._serialized_start=442
+  _globals['_PAUSESCHEDULINGREQUEST']._serialized_end=482
+  _globals['_PAUSESCHEDULINGRESPONSE']._serialized_start=484
+  _globals['_PAUSESCHEDULINGRESPONSE']._serialized_end=509
+  _globals['_RESUMESCHEDULINGREQUEST']._serialized_start=511
+  _globals['_RESUMESCHEDULINGREQUEST']._serialized_end=536
+  _globals['_RESUMESCHEDULINGRESPONSE']._serialized_start=538
+  _globals['_RESUMESCHEDULINGRESPONSE']._serialized_end=564
+  _globals['_SETPOLICYREQUEST']._serialized_start=566
+  _globals['_SETPOLICYREQUEST']._serialized_end=685
+  _globals['_SETPOLICYRESPONSE']._serialized_start=687
+  _globals['_SETPOLICYRESPONSE']._serialized_end=758
+  _globals['_SETJOBSTATEREQUEST']._serialized_start=760
+  _globals['_SETJOBSTATEREQUEST']._serialized_end=850
+  _globals['_SETJOBSTATERESPONSE']._serialized_start=852
+  _globals['_SETJOBSTATERESPONSE']._serialized_end=904
+  _globals['_DIAGNOSEREQUEST']._serialized_start=906
+  _globals['_DIAGNOSEREQUEST']._serialized_end=923
+  _globals['_DIAGNOSERESPONSE']._serialized_start=925
+  _globals['_DIAGNOSERESPONSE']._serialized_end=983
+  _globals['_FINDING']._serialized_start=985
+  _globals['_FINDING']._serialized_end=1037
+  _globals['_ADMIN']._serialized_start=1040
+  _globals['_ADMIN']._serialized_end=1603
 # @@protoc_insertion_point(module_scope)

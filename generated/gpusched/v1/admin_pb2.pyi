@@ -1,4 +1,6 @@
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from gpusched.v1 import job_pb2 as _job_pb2
+from gpusched.v1 import policy_pb2 as _policy_pb2
 from gpusched.v1 import resources_pb2 as _resources_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -58,6 +60,24 @@ class ResumeSchedulingRequest(_message.Message):
 class ResumeSchedulingResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("policy", "update_mask", "reset")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    policy: _policy_pb2.Policy
+    update_mask: _field_mask_pb2.FieldMask
+    reset: bool
+    def __init__(self, policy: _Optional[_Union[_policy_pb2.Policy, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., reset: bool = ...) -> None: ...
+
+class SetPolicyResponse(_message.Message):
+    __slots__ = ("policy", "notes")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    policy: _policy_pb2.Policy
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy: _Optional[_Union[_policy_pb2.Policy, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetJobStateRequest(_message.Message):
     __slots__ = ("job_id", "state", "reason")

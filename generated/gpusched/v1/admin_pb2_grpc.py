@@ -34,6 +34,11 @@ class AdminStub(object):
                 request_serializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.SerializeToString,
                 response_deserializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.FromString,
                 )
+        self.SetPolicy = channel.unary_unary(
+                '/gpusched.v1.Admin/SetPolicy',
+                request_serializer=gpusched_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=gpusched_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
+                )
         self.SetJobState = channel.unary_unary(
                 '/gpusched.v1.Admin/SetJobState',
                 request_serializer=gpusched_dot_v1_dot_admin__pb2.SetJobStateRequest.SerializeToString,
@@ -75,6 +80,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPolicy(self, request, context):
+        """Order the queue by another policy, at once; it holds until it is changed again, over restarts too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetJobState(self, request, context):
         """Move a stuck job to another state, along legal moves only; who and why are kept in its history.
         """
@@ -111,6 +123,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ResumeScheduling,
                     request_deserializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.FromString,
                     response_serializer=gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=gpusched_dot_v1_dot_admin__pb2.SetPolicyRequest.FromString,
+                    response_serializer=gpusched_dot_v1_dot_admin__pb2.SetPolicyResponse.SerializeToString,
             ),
             'SetJobState': grpc.unary_unary_rpc_method_handler(
                     servicer.SetJobState,
@@ -197,6 +214,23 @@ class Admin(object):
         return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Admin/ResumeScheduling',
             gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingRequest.SerializeToString,
             gpusched_dot_v1_dot_admin__pb2.ResumeSchedulingResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gpusched.v1.Admin/SetPolicy',
+            gpusched_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+            gpusched_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

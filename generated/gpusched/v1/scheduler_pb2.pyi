@@ -2,6 +2,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from gpusched.v1 import job_pb2 as _job_pb2
+from gpusched.v1 import policy_pb2 as _policy_pb2
 from gpusched.v1 import resources_pb2 as _resources_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -39,7 +40,7 @@ class Holder(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., start_ticks: _Optional[int] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
-    __slots__ = ("resources", "name", "priority", "time_limit", "max_wait", "immediate", "dry_run", "request_id", "resume_token", "command", "holder", "auto_confirm")
+    __slots__ = ("resources", "name", "priority", "time_limit", "max_wait", "immediate", "dry_run", "request_id", "resume_token", "command", "holder", "auto_confirm", "estimate", "preemptible", "preempt_signal")
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +53,9 @@ class AcquireRequest(_message.Message):
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     AUTO_CONFIRM_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIBLE_FIELD_NUMBER: _ClassVar[int]
+    PREEMPT_SIGNAL_FIELD_NUMBER: _ClassVar[int]
     resources: _resources_pb2.ResourceRequest
     name: str
     priority: int
@@ -64,7 +68,10 @@ class AcquireRequest(_message.Message):
     command: _containers.RepeatedScalarFieldContainer[str]
     holder: Holder
     auto_confirm: bool
-    def __init__(self, resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., name: _Optional[str] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., immediate: bool = ..., dry_run: bool = ..., request_id: _Optional[str] = ..., resume_token: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ..., auto_confirm: bool = ...) -> None: ...
+    estimate: _duration_pb2.Duration
+    preemptible: bool
+    preempt_signal: _job_pb2.PreemptSignal
+    def __init__(self, resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., name: _Optional[str] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., immediate: bool = ..., dry_run: bool = ..., request_id: _Optional[str] = ..., resume_token: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ..., auto_confirm: bool = ..., estimate: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., preemptible: bool = ..., preempt_signal: _Optional[_Union[_job_pb2.PreemptSignal, _Mapping]] = ...) -> None: ...
 
 class AcquireResponse(_message.Message):
     __slots__ = ("accepted", "queued", "granted", "notice", "ended", "dry_run")
@@ -216,7 +223,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("service", "version", "started_at", "uptime", "address", "gpus_total", "gpus_allocated", "gpus_free", "jobs_running", "jobs_queued", "jobs_total", "paused", "pause_reason", "inventory_mode", "node", "user", "uid", "pid", "state_id", "admin_socket", "policy", "caller")
+    __slots__ = ("service", "version", "started_at", "uptime", "address", "gpus_total", "gpus_allocated", "gpus_free", "jobs_running", "jobs_queued", "jobs_total", "paused", "pause_reason", "inventory_mode", "node", "user", "uid", "pid", "state_id", "admin_socket", "policy", "caller", "policy_settings", "policy_changed")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +246,8 @@ class GetStatusResponse(_message.Message):
     ADMIN_SOCKET_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_CHANGED_FIELD_NUMBER: _ClassVar[int]
     service: str
     version: str
     started_at: _timestamp_pb2.Timestamp
@@ -261,7 +270,9 @@ class GetStatusResponse(_message.Message):
     admin_socket: str
     policy: str
     caller: str
-    def __init__(self, service: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., address: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., jobs_running: _Optional[int] = ..., jobs_queued: _Optional[int] = ..., jobs_total: _Optional[int] = ..., paused: bool = ..., pause_reason: _Optional[str] = ..., inventory_mode: _Optional[str] = ..., node: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state_id: _Optional[str] = ..., admin_socket: _Optional[str] = ..., policy: _Optional[str] = ..., caller: _Optional[str] = ...) -> None: ...
+    policy_settings: _policy_pb2.Policy
+    policy_changed: bool
+    def __init__(self, service: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., address: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., jobs_running: _Optional[int] = ..., jobs_queued: _Optional[int] = ..., jobs_total: _Optional[int] = ..., paused: bool = ..., pause_reason: _Optional[str] = ..., inventory_mode: _Optional[str] = ..., node: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state_id: _Optional[str] = ..., admin_socket: _Optional[str] = ..., policy: _Optional[str] = ..., caller: _Optional[str] = ..., policy_settings: _Optional[_Union[_policy_pb2.Policy, _Mapping]] = ..., policy_changed: bool = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)
@@ -402,7 +413,7 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[_resources_pb2.Node, _Mapping]]] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("resources", "command", "name", "priority", "time_limit", "environment", "working_directory", "output_path", "retry", "requeue", "dependencies", "begin_at", "held", "request_id", "grace")
+    __slots__ = ("resources", "command", "name", "priority", "time_limit", "environment", "working_directory", "output_path", "retry", "requeue", "dependencies", "begin_at", "held", "request_id", "grace", "estimate", "preemptible", "preempt_signal")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -425,6 +436,9 @@ class SubmitRequest(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GRACE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIBLE_FIELD_NUMBER: _ClassVar[int]
+    PREEMPT_SIGNAL_FIELD_NUMBER: _ClassVar[int]
     resources: _resources_pb2.ResourceRequest
     command: _containers.RepeatedScalarFieldContainer[str]
     name: str
@@ -440,7 +454,10 @@ class SubmitRequest(_message.Message):
     held: bool
     request_id: str
     grace: _duration_pb2.Duration
-    def __init__(self, resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., environment: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., output_path: _Optional[str] = ..., retry: _Optional[_Union[_job_pb2.RetryPolicy, _Mapping]] = ..., requeue: bool = ..., dependencies: _Optional[_Iterable[_Union[_job_pb2.Dependency, _Mapping]]] = ..., begin_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held: bool = ..., request_id: _Optional[str] = ..., grace: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    estimate: _duration_pb2.Duration
+    preemptible: bool
+    preempt_signal: _job_pb2.PreemptSignal
+    def __init__(self, resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., environment: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., output_path: _Optional[str] = ..., retry: _Optional[_Union[_job_pb2.RetryPolicy, _Mapping]] = ..., requeue: bool = ..., dependencies: _Optional[_Iterable[_Union[_job_pb2.Dependency, _Mapping]]] = ..., begin_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held: bool = ..., request_id: _Optional[str] = ..., grace: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., estimate: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., preemptible: bool = ..., preempt_signal: _Optional[_Union[_job_pb2.PreemptSignal, _Mapping]] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("job",)

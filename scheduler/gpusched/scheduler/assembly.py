@@ -9,22 +9,24 @@ from dataclasses import replace
 
 from gpusched.scheduler.admin_token import AdminTokens
 from gpusched.scheduler.archive import Archive
-from gpusched.scheduler.clock import Clock
+from gpusched.scheduler.clock import Clock, clock_time
 from gpusched.scheduler.codec import job_of
 from gpusched.scheduler.config import Config
-from gpusched.scheduler.core.effects import NoticeKind
+from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.records import Batch, Boot
+from gpusched.scheduler.core.recovery import CLOCK
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import EPOCH_BITS
 from gpusched.scheduler.desk import Desk
 from gpusched.scheduler.driver import Driver
 from gpusched.scheduler.identity import PeerIdentifier, user_name
-from gpusched.scheduler.journal import Journal
+from gpusched.scheduler.journal import Journal, tell_return
 from gpusched.scheduler.launcher import Launcher
 from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.observer import Observer
+from gpusched.scheduler.policies import in_force
 from gpusched.scheduler.ports import Inventory, Store, StoreError
 from gpusched.scheduler.pruner import prune_for_ever
 from gpusched.scheduler.rpc.callers import Callers
@@ -34,6 +36,7 @@ from gpusched.scheduler.run_tokens import RunTokens
 from gpusched.scheduler.runner.runner import ProcessRunner
 from gpusched.scheduler.store.database import DatabaseStore
 from gpusched.scheduler.store.sqlite import sqlite_url
+from gpusched.scheduler.usage_keeper import UsageKeeper, restore_usage
 
 log = logging.getLogger("gpusched.main")
 
@@ -80,11 +83,14 @@ class Assembly:
         observer = self._observer = Observer(driver, self._inventory, config.sample_interval)
         log_dir = config.state_dir / "logs"
         log_dir.mkdir(mode=0o700, exist_ok=True)
-        launcher = Launcher(driver, run_tokens, self._address, boot.state_id, log_dir)
+        launcher = Launcher(driver, run_tokens, self._address, boot.state_id, log_dir, observer.peak_memory)
         # A look at a GPU is no telling, so it need not wait for the save; the pass then has its answer.
-        driver.listen(observer.on_effect, early=True)
-        for listener in (Journal(engine).on_effect, desk.on_effect, watchers.on_effect, launcher.on_effect):
-            driver.listen(listener)
+        driver.listen(observer.on_effect, do.CheckDevices, early=True)
+        driver.listen(UsageKeeper(engine, clock.now).on_effect, do.Ended, do.Withdrawn, do.QueueChanged, early=True)
+        driver.listen(Journal(engine).on_effect, *Journal.KINDS)
+        driver.listen(desk.on_effect, *Desk.KINDS)
+        driver.listen(watchers.on_effect, *Watchers.KINDS)
+        driver.listen(launcher.on_effect, do.StartRun)
         observer.watch(watchers.on_reading)
 
         uid = os.getuid()
@@ -102,7 +108,7 @@ class Assembly:
             admin_socket=str(tokens.path),
             started_at=clock.now(),
         )
-        runner = self._runner = ProcessRunner(launcher.on_failed, config.state_dir / "agent.log")
+        runner = self._runner = ProcessRunner(launcher.on_failed, config.state_dir / "agent.log", launcher.on_report)
         await runner.start()
         launcher.runner = runner
         self.services = Services(
@@ -117,6 +123,7 @@ class Assembly:
             tokens=run_tokens,
             store=store,
             state_id=boot.state_id,
+            policy=config.policy,
         )
         await observer.read_all()
         log_event(
@@ -134,6 +141,7 @@ class Assembly:
         self._tasks = [
             asyncio.create_task(services.desk.publish()),
             asyncio.create_task(services.observer.run()),
+            asyncio.create_task(tell_return(services.driver.engine, services.driver.now)),
             asyncio.create_task(services.launcher.queue_again_what_never_began()),
             asyncio.create_task(prune_for_ever(services.store, services.launcher, self._clock.now, self._config.keep)),
         ]
@@ -143,7 +151,7 @@ class Assembly:
         """Tell every holder that the server goes. What their streams do from here on means nothing."""
         services = self.services
         services.driver.stop()
-        services.desk.notify_all(NoticeKind.SERVER_STOPPING, "the scheduler is stopping; what you hold stays yours")
+        services.desk.notify_all(do.NoticeKind.SERVER_STOPPING, "the scheduler is stopping; what you hold stays yours")
         # Let the notices go out.
         await asyncio.sleep(0.05)
         services.streams.stop()
@@ -190,15 +198,19 @@ def _restored(config: Config, inventory: Inventory, boot: Boot, clock: Clock) ->
         max_running=config.max_running,
         default_limit=config.default_time_limit or None,
         max_limit=config.max_time_limit or None,
+        policy=in_force(config.policy, boot.settings),
         window=config.window,
         hold_after_restart=min(2.0, config.window),
     )
     first_epoch = (boot.starts << EPOCH_BITS) + 1
     nodes = _labelled(inventory.discover(), dict(config.labels))
     engine = Engine(nodes, settings, first_job=boot.next_job, first_epoch=first_epoch)
+    engine.show_time = clock_time
     try:
         jobs = [job_of(record) for record in boot.jobs]
     except ValueError as error:
         raise StoreError(str(error), passing=False) from None
-    engine.restore(jobs, boot.settings, clock.now())
+    shift = clock.ahead_of(boot.settings.get(CLOCK))
+    engine.restore(jobs, boot.settings, clock.now(), shift=shift, mark=clock.mark())
+    restore_usage(engine, boot.settings, clock.now(), shift)
     return engine

@@ -12,6 +12,9 @@ from gpusched.scheduler.core.model import Holder, Owner, Placement, Request
 from gpusched.scheduler.core.records import Batch, EventRecord, JobRecord
 from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State, Status
 
+#: One encoder for all: `json.dumps` would make one for each job.
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 
 def batch_of(changes: Changes) -> Batch:
     """What is to be saved."""
@@ -39,7 +42,7 @@ def record_of(job: Job) -> JobRecord:
         name=job.name,
         submitted_at=job.submitted_at,
         ended_at=status.at if isinstance(status, Finished) else None,
-        data=json.dumps(_job_out(job), separators=(",", ":")),
+        data=_encode(_job_out(job)),
     )
 
 
@@ -68,6 +71,8 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
             time_limit=data.get("time_limit"),
             unmet=set(data.get("unmet", ())),
             cancelling=tuple(data["cancelling"]) if "cancelling" in data else None,
+            preempting=tuple(data["preempting"]) if "preempting" in data else None,
+            preempted=data.get("preempted", 0),
             requeue_asked=data.get("requeue_asked", False),
             missed=data.get("missed", 0),
             attempts=[_attempt_in(each) for each in data.get("attempts", ())],
@@ -92,7 +97,7 @@ def _job_out(job: Job) -> dict[str, Any]:
         data["holder"] = [job.holder.pid, job.holder.start_ticks]
     if job.token_hash:
         data["token_hash"] = job.token_hash.hex()
-    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked", "missed"):
+    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked", "missed", "preempted"):
         value = getattr(job, name)
         if value:
             data[name] = value
@@ -100,6 +105,8 @@ def _job_out(job: Job) -> dict[str, Any]:
         data["unmet"] = sorted(job.unmet)
     if job.cancelling is not None:
         data["cancelling"] = job.cancelling
+    if job.preempting is not None:
+        data["preempting"] = job.preempting
     if job.attempts:
         data["attempts"] = [_attempt_out(attempt) for attempt in job.attempts]
     return data
@@ -120,6 +127,13 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
         "auto_confirm": spec.auto_confirm,
         "request_id": spec.request_id,
     }
+    # What most jobs do not say; older versions did not have them.
+    if spec.estimate is not None:
+        data["estimate"] = spec.estimate
+    if spec.preemptible:
+        data["preemptible"] = True
+    if spec.signal is not None:
+        data["signal"] = spec.signal
     if where := _where_out(request):
         data["where"] = where
     if spec.batch is not None:
@@ -200,6 +214,9 @@ def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
         auto_confirm=data["auto_confirm"],
         request_id=data["request_id"],
         batch=_batch_in(batch) if batch else None,
+        estimate=data.get("estimate"),
+        preemptible=data.get("preemptible", False),
+        signal=_signal_in(data["signal"]) if "signal" in data else None,
     )
 
 
@@ -217,6 +234,11 @@ def _request_in(data: dict[str, Any]) -> Request:
         per_node=where.get("per_node", 0),
         placement=Placement(where.get("placement", Placement.PACK)),
     )
+
+
+def _signal_in(data: list[Any]) -> tuple[str, float]:
+    name, before = data
+    return name, before
 
 
 def _batch_in(data: dict[str, Any]) -> BatchSpec:

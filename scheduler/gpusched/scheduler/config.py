@@ -10,14 +10,22 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpusched.scheduler.core.errors import Invalid
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.logs import escape
 from gpusched.scheduler.options import DEFAULT_PORT, OPTIONS, Option
 
 _SYSTEM_FILE = Path("/etc/gpusched/config.toml")
+#: Fields of options that are fields of the policy begin so.
+_POLICY = "policy."
+#: What a server does of which nobody said anything: as its parts, but nobody may be passed for ever.
+DEFAULT_POLICY = PolicySettings(freeze_bypasses=50, freeze_wait=6 * 3600.0, starvation=86400.0)
+#: More names than that are not listed in an error.
+_MOST_SHOWN = 20
 _COMMANDS = {"serve": "Run the scheduler.", "stop": "Stop the scheduler that uses a state directory."}
 
 
@@ -57,6 +65,7 @@ class Config:
         max_running: most jobs that may run, 0 for any number.
         default_time_limit: of jobs that name none, 0 for none.
         max_time_limit: longest that may be asked for, 0 for any.
+        policy: the order of the queue and who may pass whom.
         window: time that holders and waiters have to come back after a restart.
         keep: how long ended jobs and their logs are kept.
         timeout: how long `stop` waits for the end.
@@ -81,6 +90,7 @@ class Config:
     max_running: int = 0
     default_time_limit: float = 0.0
     max_time_limit: float = 0.0
+    policy: PolicySettings = DEFAULT_POLICY
     window: float = 30.0
     keep: float = 90 * 86400.0
     timeout: float = 30.0
@@ -119,6 +129,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
         if option.field in given and option.field != "config_file":
             _parse(option, given[option.field], values, problems)
     _settle_mode(given, values, problems)
+    _settle_policy(given, values, problems)
     if "state_dir" not in given:
         _default_state_dir(environ, values, problems)
     if problems:
@@ -247,6 +258,15 @@ def _settle_mode(given: Mapping[str, _Given], values: dict[str, Any], problems: 
         values["gpu_mode"] = "simulated"
 
 
+def _settle_policy(given: Mapping[str, _Given], values: dict[str, Any], problems: list[str]) -> None:
+    """Make one policy of its parts, and say what is wrong with them together."""
+    parts = {field.removeprefix(_POLICY): values.pop(field) for field in list(values) if field.startswith(_POLICY)}
+    try:
+        values["policy"] = replace(DEFAULT_POLICY, **parts)
+    except Invalid as error:
+        problems.append(f"{given[error.field].place}: {escape(error.message.removeprefix(f'{error.field}: '))}")
+
+
 def _default_state_dir(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
     """Where state goes if nobody said: systemd's directory for this service, else the user's."""
     # Only a directory of our name: gsrun may be part of somebody else's service, and start a server.
@@ -277,7 +297,9 @@ def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> Path | N
 
 def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
     close = difflib.get_close_matches(word.partition("=")[0][:100], list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(known)}" if len(known) <= _MOST_SHOWN else "; gpusched serve --help lists them all"
 
 
 def _shown(value: object) -> str:

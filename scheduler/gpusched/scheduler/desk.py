@@ -73,6 +73,8 @@ class Ticket:
 class Desk:
     """All open tickets. A listener of the driver."""
 
+    #: The effects that it tells of.
+    KINDS = (do.Granted, do.Withdrawn, do.Notify, do.Ended, do.QueueChanged)
     #: Tickets told at once, and then per tick, when the queue has changed: nearest to the front first.
     CHUNK = 64
     #: Seconds between two chunks. Together: at most ~1,300 updates a second however long the queue.

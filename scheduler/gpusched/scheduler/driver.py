@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import get_args
 
+from gpusched.scheduler import logs
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
@@ -20,8 +22,13 @@ log = logging.getLogger("gpusched.driver")
 
 Listener = Callable[[do.Effect], None]
 
-#: Seconds between two saves in a burst: what happens meanwhile is saved, and told, together.
+#: Seconds between two saves: what happens meanwhile is saved, and told, together.
 GATHER = 0.002
+#: The most under load. A save and a pass cost much the same for one job as for ten, so that the number of jobs a second
+#: hangs on this; one GPU going from hand to hand does not come to it.
+GATHER_MOST = 0.008
+#: Events between two saves that are no burst: a GPU given back, looked at, and asked for.
+FEW = 3
 
 
 class Driver:
@@ -38,12 +45,14 @@ class Driver:
         self.now = now
         self._loop = asyncio.get_running_loop()
         self._saver = Saver(store, self._on_trouble)
-        self._early: list[Listener] = []
-        self._listeners: list[Listener] = []
+        self._early: dict[type, list[Listener]] = {}
+        self._listeners: dict[type, list[Listener]] = {}
         self._effects: list[do.Effect] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._flush_scheduled = False
         self._flushed_at = 0.0
+        self._events = 0
+        self._gather = GATHER
         self._saving = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -51,14 +60,17 @@ class Driver:
 
     # -- wiring ------------------------------------------------------------------------------------------
 
-    def listen(self, listener: Listener, *, early: bool = False) -> None:
-        """Have a function called with every effect, in order. It must not block, nor call `handle` itself.
+    def listen(self, listener: Listener, *kinds: type, early: bool = False) -> None:
+        """Have a function called with effects, in order. It must not block, nor call `handle` itself.
 
         Args:
             listener: the function.
+            kinds: the types of the effects that it is called with, all if none is given.
             early: call it at once, before the effect's cause is saved. Only for looking, never for telling.
         """
-        (self._early if early else self._listeners).append(listener)
+        table = self._early if early else self._listeners
+        for kind in kinds or get_args(do.Effect):
+            table.setdefault(kind, []).append(listener)
 
     # -- events ------------------------------------------------------------------------------------------
 
@@ -114,9 +126,8 @@ class Driver:
     # -- saving and performing -----------------------------------------------------------------------------
 
     def _take(self, effects: list[do.Effect]) -> None:
-        for effect in effects:
-            for listener in self._early:
-                _call(listener, effect)
+        self._events += 1
+        _tell(self._early, effects)
         self._effects += effects
         if not self._flush_scheduled:
             self._flush_scheduled = True
@@ -124,23 +135,23 @@ class Driver:
         self._arm()
 
     def _schedule_flush(self) -> None:
-        """At once where there is little to do; gathered over GATHER where one has only just been, as in a burst."""
+        """At once where there is little to do; gathered over a moment where one has only just been, as in a burst."""
         since = self._loop.time() - self._flushed_at
-        if since >= GATHER or self._saver.in_place:
+        if since >= self._gather or self._saver.in_place:
             self._loop.call_soon(self._flush)
         else:
-            self._loop.call_later(GATHER - since, self._flush)
+            self._loop.call_later(self._gather - since, self._flush)
 
     def _flush(self) -> None:
         if self._saving:
             return  # _saved comes back here
         self._flush_scheduled = False
         self._flushed_at = self._loop.time()
+        self._gather = min(GATHER_MOST, GATHER * max(1, self._events - FEW + 1))
+        self._events = 0
         if self.engine.pass_wanted and not self._stopped:
             effects = self.engine.handle(ev.Pass(), self.now())
-            for effect in effects:
-                for listener in self._early:
-                    _call(listener, effect)
+            _tell(self._early, effects)
             self._effects += effects
             self._arm()
         effects, self._effects = self._effects, []
@@ -155,9 +166,8 @@ class Driver:
     def _saved(self, ok: bool, effects: list[do.Effect], waiters: list[asyncio.Future[None]]) -> None:
         self._saving = False
         if ok:
-            for effect in effects:
-                for listener in self._listeners:
-                    _call(listener, effect)
+            with logs.gathered():
+                _tell(self._listeners, effects)
         else:
             # Not saved, so not told: it waits for the next try.
             self._effects = effects + self._effects
@@ -197,8 +207,10 @@ class Driver:
         self.handle(ev.Tick())
 
 
-def _call(listener: Listener, effect: do.Effect) -> None:
-    try:
-        listener(effect)
-    except Exception:
-        log.exception("a listener failed on %r", effect)
+def _tell(listeners: dict[type, list[Listener]], effects: list[do.Effect]) -> None:
+    for effect in effects:
+        for listener in listeners.get(type(effect), ()):
+            try:
+                listener(effect)
+            except Exception:
+                log.exception("a listener failed on %r", effect)

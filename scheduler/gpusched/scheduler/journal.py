@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.engine import Engine
@@ -13,6 +15,19 @@ from gpusched.scheduler.logs import log_event
 log = logging.getLogger("gpusched.jobs")
 
 
+#: Seconds between two looks whether somebody is still missing after a restart.
+LOOK_EVERY = 0.02
+
+
+async def tell_return(engine: Engine, now: Callable[[], float]) -> None:
+    """After a restart: say when nobody is waited for any more, having come back or been given up."""
+    expected, began = len(engine.absent), now()
+    if expected:
+        while engine.absent:  # noqa: ASYNC110 - it changes in many places, and nobody else minds
+            await asyncio.sleep(LOOK_EVERY)
+        log_event(log, "nobody is missing any more", expected=expected, after=round(now() - began, 3))
+
+
 class Journal:
     """Writes log lines.
 
@@ -20,15 +35,19 @@ class Journal:
         engine: where the jobs are looked up.
     """
 
+    #: The effects that it tells of.
+    KINDS = (do.Accepted, do.Granted, do.StartRun, do.Withdrawn, do.Notify, do.Ended)
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def on_effect(self, effect: do.Effect) -> None:
         match effect:
             case do.Accepted():
-                job = self._engine.jobs[effect.job]
-                owner = job.spec.owner.name
-                log_event(log, "accept", level=logging.DEBUG, job=job.id, user=owner, gpus=job.request.gpus)
+                if log.isEnabledFor(logging.DEBUG):
+                    job = self._engine.jobs[effect.job]
+                    owner = job.spec.owner.name
+                    log_event(log, "accept", level=logging.DEBUG, job=job.id, user=owner, gpus=job.request.gpus)
             case do.Granted() | do.StartRun():
                 self._grant(effect.job, effect.lease)
             case do.Withdrawn():
@@ -40,7 +59,8 @@ class Journal:
 
     def _grant(self, job_id: JobId, lease: Lease) -> None:
         job = self._engine.jobs[job_id]
-        devices = [self._engine.pool.devices[uuid].info for uuid in lease.devices]
+        devices = self._engine.pool.devices
+        infos = [devices[uuid].info for uuid in lease.devices]
         log_event(
             log,
             "grant",
@@ -48,6 +68,6 @@ class Journal:
             lease=lease.id,
             user=job.spec.owner.name,
             name=job.name or None,
-            gpus=",".join(f"{device.node}:{device.index}" for device in devices),
+            gpus=",".join(f"{info.node}:{info.index}" for info in infos),
             waited=round(lease.granted_at - job.submitted_at, 3),
         )

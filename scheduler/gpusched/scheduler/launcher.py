@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.batch import Usage
+from gpusched.scheduler.core.errors import DomainError, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.states import Running, State
+from gpusched.scheduler.core.states import Outcome, Running, State
 from gpusched.scheduler.driver import Driver
 from gpusched.scheduler.environment import lease_environment
 from gpusched.scheduler.run_tokens import RunTokens
-from gpusched.scheduler.runner.model import Run
+from gpusched.scheduler.runner.model import Report, Run
 
 #: Seconds after a restart within which an agent of before has begun whatever it was told to; half of a short window.
 BEGUN_WITHIN = 5.0
@@ -36,14 +39,24 @@ class Launcher:
         address: where the supervisors find this server.
         state_id: names the state that they belong to.
         logs: directory for the output of jobs that name no file.
+        peak_memory: the most GPU memory that was seen in use by a running job, in bytes.
     """
 
-    def __init__(self, driver: Driver, tokens: RunTokens, address: str, state_id: str, logs: Path) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        tokens: RunTokens,
+        address: str,
+        state_id: str,
+        logs: Path,
+        peak_memory: Callable[[JobId], int],
+    ) -> None:
         self._driver = driver
         self._tokens = tokens
         self._address = address
         self._state_id = state_id
         self.logs = logs
+        self._peak_memory = peak_memory
         self.runner: Runner | None = None
 
     def on_effect(self, effect: do.Effect) -> None:
@@ -78,6 +91,21 @@ class Launcher:
     def on_failed(self, job_id: str, epoch: int, message: str) -> None:
         """A supervisor could not be started."""
         self._driver.handle(ev.NotStarted(JobId(int(job_id)), epoch, message))
+
+    async def on_report(self, job_id: str, epoch: int, report: Report) -> bool:
+        """A run has ended; its supervisor says how. Returns when that is saved, with False if it cannot be."""
+        job = JobId(int(job_id))
+        message = "".join(c if c.isprintable() else "?" for c in report.message[:500])
+        usage = Usage(report.wall, report.cpu, report.peak_memory_bytes, report.gpu_seconds, self._peak_memory(job))
+        outcome = Outcome(report.exit_status, report.signal, message)
+        try:
+            self._driver.handle(ev.Release(job, epoch, outcome, report.timed_out, usage))
+            await self._driver.saved()
+        except Unavailable:
+            return False
+        except DomainError:
+            pass  # it has lost that lease, or the job has ended: nobody waits for its word
+        return True
 
     async def queue_again_what_never_began(self) -> None:
         """After a restart: queue runs again that were granted and never begun, a while after the start.

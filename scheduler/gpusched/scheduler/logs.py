@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import IO
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -15,6 +18,10 @@ FORMATS = ("text", "json")
 
 _FIELDS = "gpusched_fields"
 _LEVEL_NAMES = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+# A text that is written as it is: one plain word of ASCII.
+_BARE = re.compile(r"[!#-+\--<>-\[\]-~]+")
+# In a text that is written between quotes.
+_NOT_BARE = re.compile(r'[\s"=,]')
 # Categories of characters that could end a line, move a terminal's cursor, or show text in another order.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -34,7 +41,7 @@ def setup(level: str = "info", format: str = "text", stream: IO[str] | None = No
         raise ValueError(f"log level {level!r}; allowed are {', '.join(LEVELS)}")
     if format not in FORMATS:
         raise ValueError(f"log format {format!r}; allowed are {', '.join(FORMATS)}")
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = _Handler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -45,6 +52,64 @@ def setup(level: str = "info", format: str = "text", stream: IO[str] | None = No
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A full disk or a closed stderr must not make logging write tracebacks about itself.
     logging.raiseExceptions = False
+
+
+class _Handler(logging.StreamHandler[IO[str]]):
+    """Writes lines, several in one go where they are gathered."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(stream)
+        self.held: list[str] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def put(self, line: str) -> None:
+        """Write a line, or keep it until the lines are written together."""
+        self.acquire()  # other threads log, too
+        try:
+            if self.held is not None:
+                self.held.append(line)
+            else:
+                self._write(line + "\n")
+        finally:
+            self.release()
+
+    def write_held(self) -> None:
+        """Write what was kept, and keep nothing more."""
+        self.acquire()
+        try:
+            held, self.held = self.held, None
+            if held:
+                self._write("\n".join(held) + "\n")
+        finally:
+            self.release()
+
+    def _write(self, text: str) -> None:
+        # A full disk or a closed stream loses lines, and nothing else.
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass
+
+
+@contextmanager
+def gathered() -> Iterator[None]:
+    """Write the lines of this block together at its end: a burst's cost one system call. Not for blocks that wait."""
+    handlers = logging.root.handlers
+    handler = handlers[0] if len(handlers) == 1 else None
+    if not isinstance(handler, _Handler) or handler.held is not None:
+        yield
+        return
+    handler.held = []
+    try:
+        yield
+    finally:
+        handler.write_held()
 
 
 def log_event(
@@ -65,9 +130,18 @@ def log_event(
         error: an exception whose traceback belongs to the event.
         fields: the facts, of any type; those that are None are left out. Users' text is safe here.
     """
-    if logger.isEnabledFor(level):
-        present = {name: value for name, value in fields.items() if value is not None}
-        logger.log(level, "%s", event, extra={_FIELDS: present}, exc_info=error)
+    if not logger.isEnabledFor(level):
+        return
+    present = {name: value for name, value in fields.items() if value is not None}
+    handlers = logging.root.handlers
+    if error is None and len(handlers) == 1 and type(handlers[0]) is _Handler and not logger.handlers:
+        # Nobody else listens: without a LogRecord, which costs more than all the rest.
+        handler = handlers[0]
+        formatter = handler.formatter
+        if isinstance(formatter, _LINES):
+            handler.put(formatter.line(time.time(), logging.getLevelName(level), logger.name, event, present))
+            return
+    logger.log(level, "%s", event, extra={_FIELDS: present}, exc_info=error)
 
 
 class TextFormatter(logging.Formatter):
@@ -75,12 +149,15 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever control characters the message or the fields contain."""
-        level = _LEVEL_NAMES.get(record.levelname, record.levelname)
-        parts = [_timestamp(record.created), f"{level:<5}", escape(record.getMessage())]
-        parts += [f"{escape(name)}={_text(value)}" for name, value in _fields(record).items()]
-        line = " ".join(parts)
+        line = self.line(record.created, record.levelname, record.name, record.getMessage(), _fields(record))
         trace = _traceback(record)
         return line + "".join(f"\n    {escape(row)}" for row in trace.splitlines())
+
+    def line(self, at: float, level: str, logger: str, event: str, fields: Mapping[str, object]) -> str:
+        """The line of an event (`at` in seconds since the epoch), without a line's end."""
+        parts = [_timestamp(at), f"{_LEVEL_NAMES.get(level, level):<5}", escape(event)]
+        parts += [f"{_name(name)}={_text(value)}" for name, value in fields.items()]
+        return " ".join(parts)
 
 
 class JsonFormatter(logging.Formatter):
@@ -91,20 +168,23 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of ASCII."""
-        entry: dict[str, object] = {
-            "time": _timestamp(record.created),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            "logger": record.name,
-        }
-        for name, value in _fields(record).items():
-            entry[f"field_{name}" if name in entry else name] = value
+        fields = _fields(record)
         if trace := _traceback(record):
-            entry["traceback"] = trace
+            fields = {**fields, "traceback": trace}
+        return self.line(record.created, record.levelname, record.name, record.getMessage(), fields)
+
+    def line(self, at: float, level: str, logger: str, event: str, fields: Mapping[str, object]) -> str:
+        """The line of an event (`at` in seconds since the epoch), without a line's end."""
+        entry: dict[str, object] = {"time": _timestamp(at), "level": level.lower(), "event": event, "logger": logger}
+        for name, value in fields.items():
+            entry[f"field_{name}" if name in entry else name] = value
         try:
             return json.dumps(entry, default=_plain, allow_nan=False)
         except (TypeError, ValueError):  # keys that JSON has no form for, NaN, an object within itself
             return json.dumps({name: value if isinstance(value, str) else repr(value) for name, value in entry.items()})
+
+
+_LINES = (TextFormatter, JsonFormatter)
 
 
 def escape(text: str) -> str:
@@ -112,6 +192,10 @@ def escape(text: str) -> str:
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text
     return "".join(_escaped(character) for character in text)
+
+
+#: The same for names of fields, which are few.
+_name = lru_cache(maxsize=256)(escape)
 
 
 def _escaped(character: str) -> str:
@@ -127,6 +211,10 @@ def _escaped(character: str) -> str:
 
 def _text(value: object) -> str:
     """A field's value for the text format: bare where it is one plain word, else in double quotes."""
+    if type(value) is int:
+        return str(value)
+    if type(value) is str and _BARE.fullmatch(value):
+        return value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -136,7 +224,7 @@ def _text(value: object) -> str:
     if isinstance(value, (set, frozenset)):
         return ",".join(sorted(_text(item) for item in value))
     text = str(value)
-    bare = bool(text) and not any(character.isspace() or character in '"=,' for character in text)
+    bare = bool(text) and _NOT_BARE.search(text) is None
     text = escape(text)
     return text if bare else '"' + text.replace('"', '\\"') + '"'
 
@@ -162,4 +250,9 @@ def _traceback(record: logging.LogRecord) -> str:
 def _timestamp(seconds: float) -> str:
     # Whole milliseconds first: rounding the fraction alone could say .1000.
     whole, milliseconds = divmod(int(seconds * 1000), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+    return f"{_second(whole)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

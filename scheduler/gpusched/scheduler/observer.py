@@ -68,6 +68,7 @@ class Observer:
         self._turns = {uuid: asyncio.Lock() for uuid in self._pool.devices}
         self._last: dict[str, _LastLease] = {}
         self._looking: dict[str, asyncio.TimerHandle | asyncio.Task[None]] = {}
+        self._to_look: list[str] = []  # released since the loop last came round
         self._unlooked: set[str] = set()  # released and not seen to be empty since
         self._memory: dict[str, int] = {}  # bytes that the holder's own processes have on each leased device
         self._peaks: dict[JobId, int] = {}  # the most that they had on all of the lease's together
@@ -107,7 +108,7 @@ class Observer:
             watcher()
 
     def peak_memory(self, job_id: JobId) -> int:
-        """The most GPU memory that was seen in use by a running job's own processes, in bytes, on all its GPUs together."""
+        """The most GPU memory that a running job's own processes were seen to use, in bytes, on all its GPUs."""
         return self._peaks.get(job_id, 0)
 
     async def forgive(self, uuids: Iterable[str]) -> None:
@@ -153,9 +154,14 @@ class Observer:
             for uuid in uuids:
                 self._looking[uuid] = asyncio.create_task(self._look_until_empty(uuid))
             return
-        # In place: the pass that follows this event already has the answer.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._look_in_place, uuids, FIRST_LOOK_AGAIN)
+        # In place: the pass that follows this event already has the answer. One look for all of a burst.
+        if not self._to_look:
+            asyncio.get_running_loop().call_soon(self._look_at_released)
+        self._to_look += uuids
+
+    def _look_at_released(self) -> None:
+        uuids, self._to_look = tuple(self._to_look), []
+        self._look_in_place(uuids, FIRST_LOOK_AGAIN)
 
     def _look_in_place(self, uuids: tuple[str, ...], delay: float) -> None:
         seen = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gpusched.scheduler.core.policy import ALIASES, BACKFILLS, CANDIDATES, MAX_DEPTH, ORDERS, Quota
 from gpusched.scheduler.logs import FORMATS, LEVELS
 
 DEFAULT_PORT: Final = 9123
@@ -133,6 +134,38 @@ def _labels(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+def _switch_word(value: object) -> bool:
+    if isinstance(value, str) and value.strip().lower() in ("on", "off"):
+        return value.strip().lower() == "on"
+    return _switch(value)
+
+
+def _pairs(value: object) -> dict[str, str]:
+    """NAME=VALUE words of flags, a variable or a list, or a table of the file."""
+    if isinstance(value, dict):
+        value = [f"{name}={each}" for name, each in value.items()]
+    found: dict[str, str] = {}
+    for word in _words(value):
+        name, _, text = (part.strip() for part in word.partition("="))
+        if not name or not text.isascii() or len(name) > _LONGEST_LABEL or found.get(name, text) != text:
+            raise ValueError(word)
+        found[name] = text
+    return found
+
+
+def _shares(value: object) -> tuple[tuple[str, float], ...]:
+    return tuple((path, float(number)) for path, number in _pairs(value).items())
+
+
+def _quotas(value: object) -> tuple[Quota, ...]:
+    found = []
+    for name, text in _pairs(value).items():
+        if not re.fullmatch(r"[0-9]{1,9}(?::[0-9]{1,9})?", text):
+            raise ValueError(text)
+        found.append(Quota(name, *map(int, text.split(":"))))
+    return tuple(found)
+
+
 def _path(value: object) -> Path:
     # A relative path is completed by whoever knows what it is relative to: `config.load`.
     path = Path(_word(value))
@@ -148,6 +181,10 @@ def _switch(value: object) -> bool:
     return value
 
 
+_SWITCH = Kind("on or off", _switch_word)
+_SHARES = Kind("shares such as alice=2 or physics/bob=1, in the file as a list or a table of them", _shares)
+_QUOTAS = Kind("GPUs, or GPUs and jobs, such as alice=4 or physics/=8:20 (0 for any number)", _quotas)
+_LONG = "3650d"  # policy.MAX_SECONDS
 _PATH = Kind("a path, absolute or beginning with ~ where it is in the file", _path)
 _BOTH = ("serve", "stop")
 
@@ -192,6 +229,52 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("max_time_limit", "--max-time-limit", "GPUSCHED_MAX_TIME_LIMIT", "max_time_limit", "TIME", "0s",
            "longest time limit that may be asked for, and that of jobs that name none; 0s for any",
            _duration("0s", "365d")),
+    Option("policy.order", "--policy", "GPUSCHED_POLICY", "policy", "NAME", "priority",
+           "who is next: `fifo` (or `fcfs`), `priority`, `sjf` (the shortest first) or `fair_share`",
+           _choice(*ORDERS, *ALIASES)),
+    Option("policy.backfill", "--backfill", "GPUSCHED_BACKFILL", "backfill", "NAME", "easy",
+           "who may go before a job that must wait: `none`, `easy` (who does not delay the first) or `conservative` "
+           "(who delays nobody)", _choice(*BACKFILLS)),
+    Option("policy.candidates", "--candidates", "GPUSCHED_CANDIDATES", "candidates", "NAME", "queue",
+           "whom backfill tries first: `queue`, by the queue's order, or `sjbf`, the shortest limit",
+           _choice(*CANDIDATES)),
+    Option("policy.depth", "--reservation-depth", "GPUSCHED_RESERVATION_DEPTH", "reservation_depth", "JOBS", "1",
+           "how many waiting jobs have a reservation under `easy`", _whole_number(1, MAX_DEPTH)),
+    Option("policy.freeze_bypasses", "--freeze-bypasses", "GPUSCHED_FREEZE_BYPASSES", "freeze_bypasses", "TIMES", "50",
+           "a job passed so often is passed only by those that end before it can start; 0 for never",
+           _whole_number(0, 1_000_000, " (0 for never)")),
+    Option("policy.freeze_wait", "--freeze-wait", "GPUSCHED_FREEZE_WAIT", "freeze_wait", "TIME", "6h",
+           "the same for one that has waited so long; 0s for never", _duration("0s", _LONG)),
+    Option("policy.aging", "--aging", "GPUSCHED_AGING", "aging", "TIME", "24h",
+           "under `priority`, waiting that is worth one tier; 0s for none", _duration("0s", _LONG)),
+    Option("policy.starvation", "--starvation", "GPUSCHED_STARVATION", "starvation", "TIME", "24h",
+           "under `sjf`, waiting after which a job goes before all shorter ones of its tier; 0s for never",
+           _duration("0s", _LONG)),
+    Option("policy.half_life", "--half-life", "GPUSCHED_HALF_LIFE", "half_life", "TIME", "7d",
+           "under `fair_share`, time in which past use counts half", _duration("1s", _LONG)),
+    Option("policy.shares", "--share", "GPUSCHED_SHARES", "shares", "PATH=N", "",
+           "under `fair_share`, shares of a user (`alice`, `physics/bob`) or an account (`physics`), 1 for all others; "
+           "the flag may be given several times, the variable separates by commas, the file has a list or a table",
+           _SHARES, repeatable=True),
+    Option("policy.preemption", "--preemption", "GPUSCHED_PREEMPTION", "preemption", "on|off", "off",
+           "a waiting job may end preemptible ones of lower tiers", _SWITCH),
+    Option("policy.preempt_after", "--preempt-after", "GPUSCHED_PREEMPT_AFTER", "preempt_after", "TIME", "10m",
+           "time that a job runs at least before it may be preempted", _duration("0s", _LONG)),
+    Option("policy.preempt_grace", "--preempt-grace", "GPUSCHED_PREEMPT_GRACE", "preempt_grace", "TIME", "60s",
+           "time from the word that a job is preempted until its lease is taken", _duration("0s", "24h")),
+    Option("policy.preempt_most", "--preempt-most", "GPUSCHED_PREEMPT_MOST", "preempt_most", "TIMES", "3",
+           "how often one job may be preempted; 0 for any number", _whole_number(0, 1_000_000, " (0 for any number)")),
+    Option("policy.user_gpus", "--user-gpus", "GPUSCHED_USER_GPUS", "user_gpus", "GPUS", "0",
+           "GPUs that each user may hold at a time; 0 for any number",
+           _whole_number(0, 1_000_000, " (0 for any number)")),
+    Option("policy.user_jobs", "--user-jobs", "GPUSCHED_USER_JOBS", "user_jobs", "JOBS", "0",
+           "jobs that each user may have running; 0 for any number",
+           _whole_number(0, 1_000_000, " (0 for any number)")),
+    Option("policy.quotas", "--quota", "GPUSCHED_QUOTAS", "quotas", "NAME=GPUS[:JOBS]", "",
+           "what holds for a user (`alice`) or an account (`physics/`) instead; the flag may be given several times, "
+           "the variable separates by commas, the file has a list or a table", _QUOTAS, repeatable=True),
+    Option("policy.borrow", "--borrow", "GPUSCHED_BORROW", "borrow", "on|off", "off",
+           "a user may have more than these GPUs while nobody else waits for them", _SWITCH),
     Option("window", "--window", "GPUSCHED_WINDOW", "window", "TIME", "30s",
            "time that holders and waiters have to come back after a restart", _duration("1s", "24h")),
     Option("keep", "--keep", "GPUSCHED_KEEP", "keep", "TIME", "90d",

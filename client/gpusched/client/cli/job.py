@@ -60,6 +60,13 @@ def account(job: Any, output: Output) -> list[str]:
         ("Priority", Cell(str(job.priority))),
         ("Time limit", Cell(show.limit(job) if job.HasField("time_limit") else "none")),
     ]
+    if job.HasField("estimate"):
+        facts.append(("Estimate", Cell(format_duration(show.seconds(job.estimate)))))
+    if job.preemptible:
+        facts.append(("Preemptible", Cell("yes")))
+    if job.HasField("preempt_signal"):
+        before = format_duration(show.seconds(job.preempt_signal.before))
+        facts.append(("Signal", Cell(f"{job.preempt_signal.name}, {before} before it is ended for another job")))
     if job.command:
         facts.append(("Command", Cell(shlex.join(job.command))))
     facts += _batch(job)

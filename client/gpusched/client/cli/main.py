@@ -71,6 +71,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         (
             Command("drain", "drain", "take a GPU or a node out of service"),
             Command("undrain", "undrain", "put it back"),
+            Command("policy", "policy", "who is next, and who may pass whom: show it or change it"),
             Command("pause", "pause", "start no more jobs"),
             Command("resume", "resume", "start jobs again"),
             Command("set-state", "set_state", "move a stuck job by hand"),

@@ -63,10 +63,16 @@ def block(status: Any, output: Output) -> list[str]:
             ("GPUs", Cell(gpus)),
             ("Jobs", Cell(f"{status.jobs_running} running, {status.jobs_queued} waiting, {status.jobs_total} known")),
             ("Scheduling", scheduling),
-            ("Policy", Cell(status.policy or show.NONE)),
+            ("Policy", Cell(_policy(status) or show.NONE)),
             ("You are", Cell(status.caller or show.NONE)),
         ]
     )
+
+
+def _policy(status: Any) -> str:
+    policy = status.policy_settings
+    backfill = f", {policy.backfill} backfill" if policy.backfill not in ("", "none") else ""
+    return f"{status.policy}{backfill}{' (set since the start)' if status.policy_changed else ''}"
 
 
 class StatusView:

@@ -58,6 +58,9 @@ def configure(parser: Parser) -> None:
     )
     add("--name", metavar="NAME", type=checked("--name", short_text), help="shown in lists (default: the command's)")
     add("--time", metavar="TIME", dest="time_limit", help="the run is ended at this limit, such as 2h")
+    add("--estimate", metavar="TIME", help="how long it is expected to take; nothing ends at it")
+    add("--preemptible", action="store_true", help="it may be ended for a job of a higher tier")
+    add("--signal", metavar="NAME@TIME", help="what it is sent so long before that, such as USR1@60s")
     add(
         "--env",
         metavar="NAME=VALUE",
@@ -135,6 +138,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         begin=args.begin,
         hold=args.hold,
         grace=args.grace,
+        estimate=args.estimate,
+        preemptible=args.preemptible,
+        signal=args.signal,
     )
     request = submission.request()
     with Session(args, output) as session:

@@ -26,6 +26,9 @@ _OPTIONS = {
     "name": "--name",
     "priority": "--priority",
     "time_limit": "--time",
+    "estimate": "--estimate",
+    "preempt_signal.name": "--signal",
+    "preempt_signal.before": "--signal",
     "max_wait": "--max-wait",
     "grace": "GPUSCHED_KILL_AFTER",
 }
@@ -65,11 +68,22 @@ def first_request(options: Options, node: str, request_id: str, start_ticks: int
         priority=options.priority,
         immediate=options.immediate,
         dry_run=options.dry_run,
+        preemptible=options.preemptible,
         request_id=request_id,
         command=_shortened(options.command),
         holder=scheduler_pb2.Holder(pid=os.getpid(), start_ticks=start_ticks),
     )
-    for field, seconds in ((request.time_limit, options.time_limit), (request.max_wait, options.max_wait)):
+    if options.signal:
+        from gpusched.client.units import parse_signal
+
+        request.preempt_signal.name, before = parse_signal(options.signal, "--signal")
+        request.preempt_signal.before.FromMilliseconds(round(before * 1000))
+    durations = (
+        (request.time_limit, options.time_limit),
+        (request.max_wait, options.max_wait),
+        (request.estimate, options.estimate),
+    )
+    for field, seconds in durations:
         if seconds:
             field.FromMilliseconds(round(seconds * 1000))
     return request

@@ -118,6 +118,9 @@ def _request(options: Options) -> scheduler_pb2.SubmitRequest:
         priority=options.priority,
         name=options.name,
         time_limit=options.time_limit or None,
+        estimate=options.estimate or None,
+        preemptible=options.preemptible,
+        signal=options.signal or None,
         grace=parse_duration(grace, "GPUSCHED_KILL_AFTER") if grace else None,
     ).request()
     return request

@@ -11,6 +11,9 @@ from gpusched.client.usage import UsageError
 _ASK_SECONDS = 5.0
 _WITHOUT_EFFECT = (
     "--time",
+    "--estimate",
+    "--preemptible",
+    "--signal",
     "--priority",
     "--name",
     "--max-wait",

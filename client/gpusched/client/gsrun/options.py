@@ -26,6 +26,9 @@ Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs a
   --node NAME[,NAME]    only these nodes; --gpus-per-node N: so many on each
   --pack, --spread      with several nodes: the fullest that holds it (default), or evenly over the emptiest
   --time DURATION       end the command after this long: 2h, 90m, 1-12:00:00
+  --estimate DURATION   how long it is expected to take (nothing ends at it; `--policy sjf` goes by it)
+  --preemptible         it may be ended for a job of a higher tier, if the scheduler does that
+  --signal NAME@TIME    what the command is sent so long before that, such as USR1@60s
   --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0: privileged)
   --name NAME           shown in lists (default: the command's name)
   --max-wait DURATION   give up after waiting this long
@@ -69,6 +72,9 @@ class Options:
         self.name = ""
         self.time_limit = 0.0
         self.max_wait = 0.0
+        self.estimate = 0.0
+        self.preemptible = False
+        self.signal = ""
         self.immediate = False
         self.dry_run = False
         self.leave_children = False
@@ -142,11 +148,11 @@ def _take(options: Options, name: str, attached: str | None, rest: list[str]) ->
             raise Misuse(f"{name} needs a value\n{USAGE}")
         setter(options, rest.pop(0) if attached is None else attached)
     elif name in _PLACEMENTS:
+        _refuse_value(name, attached)
         if options.where.setdefault("placement", name[2:]) != name[2:]:
             raise Misuse("--pack and --spread together make no sense; give one of them")
     elif name in _FLAGS:
-        if attached is not None:
-            raise Misuse(f"{name} takes no value, and was given {attached!r}")
+        _refuse_value(name, attached)
         setattr(options, name[2:].replace("-", "_"), True)
     elif name == "--help":
         raise HelpAsked(HELP)
@@ -157,6 +163,11 @@ def _take(options: Options, name: str, attached: str | None, rest: list[str]) ->
     options.given.add(name)
 
 
+def _refuse_value(name: str, attached: str | None) -> None:
+    if attached is not None:
+        raise Misuse(f"{name} takes no value, and was given {attached!r}")
+
+
 def _whole_number(field: str, text: str, least: int, most: int, allowed: str) -> int:
     digits = text.removeprefix("-").removeprefix("+")
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 9 or not least <= int(text) <= most:
@@ -165,7 +176,7 @@ def _whole_number(field: str, text: str, least: int, most: int, allowed: str) ->
 
 
 def _set_gpus(options: Options, text: str) -> None:
-    options.gpus = _whole_number("-n", text, 1, MAX_GPUS, "give a whole number of GPUs, 1 or more")
+    options.gpus = _whole_number("-n", text, 1, MAX_GPUS, f"give a whole number of GPUs, 1 to {MAX_GPUS:,}")
 
 
 def _set_priority(options: Options, text: str) -> None:
@@ -223,7 +234,7 @@ def _set_constraint(options: Options, text: str) -> None:
 
 
 def _set_per_node(options: Options, text: str) -> None:
-    allowed = "give a whole number of GPUs, 1 or more"
+    allowed = f"give a whole number of GPUs, 1 to {MAX_GPUS:,}"
     options.where["gpus_per_node"] = _whole_number("--gpus-per-node", text, 1, MAX_GPUS, allowed)
 
 
@@ -238,6 +249,17 @@ def _seconds(field: str, text: str) -> float:
 
 def _set_time(options: Options, text: str) -> None:
     options.time_limit = _seconds("--time", text)
+
+
+def _set_estimate(options: Options, text: str) -> None:
+    options.estimate = _seconds("--estimate", text)
+
+
+def _set_signal(options: Options, text: str) -> None:
+    from gpusched.client.units import parse_signal
+
+    parse_signal(text, "--signal")
+    options.signal = text
 
 
 def _set_max_wait(options: Options, text: str) -> None:
@@ -272,11 +294,15 @@ _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
     "--time": _set_time,
     "--priority": _set_priority,
     "--name": _set_name,
+    "--estimate": _set_estimate,
+    "--signal": _set_signal,
     "--max-wait": _set_max_wait,
     "--on-lost": _set_on_lost,
     "--url": _set_url,
 }
-_FLAGS: Final = frozenset({"--immediate", "--dry-run", "--leave-children", "--detach", "--verbose", "--quiet"})
+_FLAGS: Final = frozenset(
+    {"--immediate", "--dry-run", "--leave-children", "--preemptible", "--detach", "--verbose", "--quiet"}
+)
 _PLACEMENTS: Final = ("--pack", "--spread")
 _NOT_WITH_DETACH: Final = {
     "--immediate": "a batch job starts when it is its turn",

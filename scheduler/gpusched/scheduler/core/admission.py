@@ -23,6 +23,9 @@ MAX_DEPENDENCIES = 100
 MAX_GRACE = 3600.0
 #: Longest time that may be asked for, in seconds: ten years.
 MAX_SECONDS = 10 * 365 * 86400.0
+#: Signals that a job may ask for before it is preempted, and how long before at most, in seconds.
+SIGNALS = ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "XCPU", "WINCH")
+MAX_NOTICE = 86400.0
 
 
 #: What holds where nothing else was set.
@@ -42,6 +45,9 @@ def check(spec: JobSpec, pool: Pool, settings: Settings = NO_LIMITS) -> None:
     _check_command(spec.command)
     _check_seconds("time_limit", spec.time_limit)
     _check_seconds("max_wait", spec.max_wait, zero=True)
+    _check_seconds("estimate", spec.estimate)
+    if spec.signal is not None:
+        _check_signal(*spec.signal)
     check_limit(spec.time_limit, settings)
     if spec.batch is not None:
         _check_batch(spec.command, spec.batch)
@@ -172,6 +178,15 @@ def _check_batch(command: tuple[str, ...], batch: BatchSpec) -> None:
         raise Invalid(f"dependencies: at most {MAX_DEPENDENCIES} are allowed", field="dependencies")
     if len({dependency.job for dependency in batch.dependencies}) < len(batch.dependencies):
         raise Invalid("dependencies: name each job once", field="dependencies")
+
+
+def _check_signal(name: str, before: float) -> None:
+    field = "preempt_signal"
+    if name not in SIGNALS:
+        raise Invalid(f"{field}.name: {name[:40]!r} is none of {', '.join(SIGNALS)}", field=f"{field}.name")
+    if not 0 < before <= MAX_NOTICE:
+        text = f"{field}.before: {before:g} s is out of range; allowed is more than 0 s up to {MAX_NOTICE:g} s"
+        raise Invalid(text, field=f"{field}.before")
 
 
 def _check_seconds(field: str, value: float | None, *, zero: bool = False) -> None:

@@ -24,7 +24,8 @@ def check_request(request: Request, pool: Pool) -> None:
     have = len(pool.eligible(request))
     if have < request.gpus:
         raise _too_few(request, pool, have)
-    if request.shaped and pool.place_on_idle(request) is None:
+    # On idle nodes, whole ones and a rest can always be had where there are enough GPUs at all.
+    if request.per_node and pool.place_on_idle(request) is None:
         raise _wrong_shape(request, pool)
 
 
@@ -159,11 +160,6 @@ def _too_few(request: Request, pool: Pool, have: int) -> NotSatisfiable:
 def _wrong_shape(request: Request, pool: Pool) -> NotSatisfiable:
     eligible = pool.eligible(request)
     most = max(sum(device.uuid in eligible for device in node.devices) for node in pool.nodes.values())
-    if not request.per_node:
-        return NotSatisfiable(
-            f"resources.gpus: {request.gpus} GPUs cannot be had on whole nodes and a rest; the largest node has {most}",
-            field="resources.gpus",
-        )
     number = sum(
         sum(device.uuid in eligible for device in node.devices) >= request.per_node for node in pool.nodes.values()
     )

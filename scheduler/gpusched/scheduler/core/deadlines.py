@@ -18,6 +18,8 @@ class Due(Enum):
     LIMIT_NEAR = "time limit near"
     LIMIT_OVER = "time limit and grace over"
     CANCEL_OVER = "cancel grace over"
+    PREEMPT_OVER = "preemption grace over"
+    PREEMPT_LOOK = "look again who may be preempted"
     LOOK_AGAIN = "look again"
     PROMOTE = "goes first for having waited long"
     GATE = "begin time or pause over"

@@ -27,6 +27,9 @@ class Ends:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, job: int) -> bool:
+        return job in self._times
+
     def add(self, job: int, at: float | None, devices: Sequence[str]) -> None:
         """A job that has just got devices, until then; None for ever."""
         end = self._times[job] = NEVER if at is None else at

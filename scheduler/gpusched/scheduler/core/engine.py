@@ -6,13 +6,14 @@ reads no clock, so the same events give the same effects, in a test, in a replay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, recovery
+from gpusched.scheduler.core import admission, claims, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.bookings import Bookings
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
@@ -22,6 +23,9 @@ from gpusched.scheduler.core.moves import Moves
 from gpusched.scheduler.core.planner import Pass, Start
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
+
+#: So many seconds early the clock of a holder may have sent a signal.
+_SIGNAL_SLACK = 1.0
 
 
 class Engine(Moves):
@@ -80,9 +84,11 @@ class Engine(Moves):
         out, self._out = self._out, []
         return out
 
-    def restore(self, jobs: list[Job], settings: dict[str, str], now: float) -> None:
+    def restore(
+        self, jobs: list[Job], settings: dict[str, str], now: float, *, shift: float = 0.0, mark: str | None = None
+    ) -> None:
         """Take over what an earlier run of the server left, before the first event. See `recovery.restore`."""
-        recovery.restore(self, jobs, settings, now)
+        recovery.restore(self, jobs, settings, now, shift, mark)
 
     def dry_run(self, spec: JobSpec, now: float) -> tuple[Job, tuple[str, ...] | None]:
         """What would become of a job if it were submitted now: the same pass on the same state, then undone.
@@ -91,15 +97,21 @@ class Engine(Moves):
             The job as it would be, in the queue's order though not in it, and its devices, None if it would wait.
         """
         admission.check(spec, self.pool, self.settings)
+        if self.quotas is not None:
+            self.quotas.check(spec.owner.name, spec.request.gpus)
         job = self._new_job(spec, now)
         taken: list[Start] = []
         got: tuple[str, ...] | None = None
         findings = self.queue.findings()
-        job.expected = self.queue.order.estimate(job)
+        job.expected = self.estimates.of(job)
+        if self.bookings is not None:
+            return job, self._try_booking(job, now)
         self.queue.add(job)
         if self._may_start:
             for start in self._make_pass(now).starts():
                 self.pool.take(start.devices, start.job.id)
+                if self.quotas is not None:
+                    self.quotas.take(start.job.spec.owner.name, len(start.devices))
                 self.queue.remove(start.job)
                 limit = start.job.time_limit
                 self.ends.add(start.job.id, None if limit is None else now + limit, start.devices)
@@ -109,6 +121,8 @@ class Engine(Moves):
         for start in taken:
             self.ends.remove(start.job.id)
             self.pool.untake(start.devices)
+            if self.quotas is not None:
+                self.quotas.give_back(start.job.spec.owner.name, len(start.devices))
             if start.job is not job:
                 self.queue.add(start.job)
         if got is None:
@@ -116,9 +130,35 @@ class Engine(Moves):
         self.queue.put_back(findings)
         return job, got
 
+    def _try_booking(self, job: Job, now: float) -> tuple[str, ...] | None:
+        """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
+        self.queue.place(job)
+        promise = self.outlook.tried(job, now).promise
+        fits = self._may_start and self.slots != 0 and promise is not None and promise <= now
+        return self.pool.place(job.request) if fits else None
+
     def _make_pass(self, now: float) -> Pass:
         settings = self.settings
-        return Pass(self.queue, self.pool, self.ends, settings.policy, now, settings.set_aside_after, self.slots)
+        return Pass(
+            self.queue,
+            self.pool,
+            self.ends,
+            settings.policy,
+            now,
+            settings.set_aside_after,
+            self._open_slots,
+            self.quotas,
+            self.claims,
+        )
+
+    @property
+    def _open_slots(self) -> int | None:
+        """How many jobs may start by a pass: a slot that was freed for somebody is for him."""
+        slots = self.slots
+        if slots is None or not self.claims:
+            return slots
+        running = self.running
+        return max(0, slots - sum(all(v not in running for v in each.victims) for each in self.claims.values()))
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 
@@ -143,6 +183,8 @@ class Engine(Moves):
         if self.halted is not None:
             raise Unavailable(self.halted, reason="STORE", retry_after=1.0)
         admission.check(spec, self.pool, settings)
+        if self.quotas is not None:
+            self.quotas.check(spec.owner.name, spec.request.gpus)
         admission.check_room(len(self.queue), settings)
         job = self._new_job(spec, now)
         if spec.batch is not None:
@@ -214,6 +256,9 @@ class Engine(Moves):
                     job.losses = 0
                     self._move(job, Running(job.status.since, lease, confirmed=True), now, "confirmed")
                     self._out.append(do.JobChanged(job.id))
+                    if self.settings.policy.preemption and job.spec.preemptible:
+                        # From now on it can be told to make room.
+                        self.pass_wanted = True
             case Queued(gate=Gate.UNCONFIRMED):
                 # A late answer is a sign of life: it counts among those who wait again, at its old place.
                 self._present(job, now)
@@ -241,6 +286,8 @@ class Engine(Moves):
             state, said = State.CANCELLED, job.cancelling[0]
         elif event.timed_out:
             state, said = State.TIMED_OUT, "reached its time limit"
+        elif job.preempting is not None and _was_signalled(job, job.preempting[1], now):
+            state, said = State.PREEMPTED, job.preempting[0]
         elif outcome.signal:
             state, said = State.FAILED, f"killed by signal {outcome.signal}"
         elif outcome.exit_status:
@@ -364,6 +411,9 @@ class Engine(Moves):
         self.settings = replace(self.settings, policy=event.policy)
         self.usage.set_half_life(event.policy.half_life, now)
         self.queue = self._make_queue()
+        if self.quotas is not None:
+            for job in [*self.running.values(), *(self.jobs[each] for each in self.claims)]:
+                self.quotas.take(job.spec.owner.name, job.request.gpus)
         for job in waiting:
             job.starved = False
             self._enqueue(job)
@@ -416,17 +466,19 @@ class Engine(Moves):
 
     # -- the pass ----------------------------------------------------------------------------------------
 
-    @property
-    def _may_start(self) -> bool:
-        return self.paused is None and self.halted is None and not self.holding
-
     def _on_pass(self, event: ev.Pass, now: float) -> None:
         last, fresh = self._last, list(self._fresh)
+        if self.claims:
+            last = None
+            claims.start_claimed(self, now)
         self.pass_wanted = False
         if self._may_start:
             if self.queue.arrange(now):
                 self._out.append(do.QueueChanged())
-            if last is not None and last.still_holds(now, fresh):
+            looked: Pass | None
+            if self.bookings is not None:
+                looked, starts = None, self._booked_starts(self.bookings, now)
+            elif last is not None and last.still_holds(now, fresh):
                 looked, starts = last, last.more(fresh, now)
             else:
                 looked = self._make_pass(now)
@@ -439,11 +491,23 @@ class Engine(Moves):
                 self._out.append(do.QueueChanged())
             if not self.pool.all_in_service:
                 self._plan_next_look(now)
-            self._last = looked
+            if looked is not None:
+                self.promised = {each.job.id: each.at for each in looked.reservations if each.firm}
+                self._last = looked
+            else:
+                self._plan_next_booking(now)
+            if self.settings.policy.preemption:
+                claims.make_room(self, now)
         if self._impatient:
             for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
                 self._give_up(job, now)
             self._impatient.clear()
+
+    def _booked_starts(self, bookings: Bookings, now: float) -> Iterator[Start]:
+        left_out = self.left_out if self.quotas is not None or self.claims else None
+        yield from bookings.starts(self.queue, self.pool, self.ends, now, self._open_slots, left_out)
+        if self.quotas is not None and self.settings.policy.borrow:
+            yield from self._make_pass(now).borrowed()
 
     # -- deadlines ---------------------------------------------------------------------------------------
 
@@ -460,9 +524,16 @@ class Engine(Moves):
             self._next_look = min(times)
             self._deadlines.add(self._next_look, Due.LOOK_AGAIN)
 
+    def _plan_next_booking(self, now: float) -> None:
+        """A booking comes at a time, not at an event."""
+        at = None if self.bookings is None else self.bookings.next_start(now)
+        if at is not None and (self._next_look is None or at < self._next_look):
+            self._next_look = at
+            self._deadlines.add(at, Due.LOOK_AGAIN)
+
     def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
         """Whether a deadline may still come to mean something."""
-        if what in (Due.LOOK_AGAIN, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER):
+        if what in (Due.LOOK_AGAIN, Due.PREEMPT_LOOK, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER):
             return True
         job = self.jobs.get(job_id)
         match job and job.status:
@@ -482,6 +553,10 @@ class Engine(Moves):
                     self._next_look = None
                     self.pass_wanted = True
                     self._out.append(do.QueueChanged())
+                case Due.PREEMPT_LOOK:
+                    if self._next_chance is None or self._next_chance <= now:
+                        self._next_chance = None
+                    self.pass_wanted = True
                 case Due.HOLD_OVER:
                     recovery.pass_over_absent(self, now)
                 case Due.WINDOW_PART:
@@ -514,9 +589,17 @@ class Engine(Moves):
             case Due.LIMIT_OVER, Running(lease=lease) if lease.epoch == epoch:
                 outcome = Outcome(message="outlived its time limit")
                 self._finish_run(job, now, State.TIMED_OUT, outcome, reason="LEASE_REVOKED")
+            case Due.PREEMPT_OVER, Running(lease=lease) if lease.epoch == epoch and job.preempting:
+                self._lose_run(job, now, job.preempting[0], "LEASE_REVOKED")
             case Due.CANCEL_OVER, Running(lease=lease) if lease.epoch == epoch and job.cancelling:
                 outcome = Outcome(message=job.cancelling[0])
                 self._finish_run(job, now, State.CANCELLED, outcome, reason="LEASE_REVOKED")
+
+
+def _was_signalled(job: Job, deadline: float, now: float) -> bool:
+    """Whether the command of a job that is to be preempted by then has been told, so that its end is no surprise."""
+    before = float("inf") if job.spec.signal is None else job.spec.signal[1]
+    return now >= deadline - before - _SIGNAL_SLACK
 
 
 def _set_priority(priority: int) -> Callable[[Job], None]:

@@ -87,7 +87,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
-    """A batch job's supervisor could not be started."""
+    """A batch job's supervisor could not be started, or was killed; nothing is left of its command."""
 
     job: JobId
     epoch: int

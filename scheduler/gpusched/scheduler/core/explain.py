@@ -11,6 +11,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Device, DeviceState
+from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import Verdict
 from gpusched.scheduler.core.states import Gate, Queued
 
@@ -76,6 +77,10 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     if found.verdict is Verdict.UNSEEN:
         return Reason(Code.STARTING, "just accepted", needed)
     free = engine.pool.free(request)
+    if found.verdict is Verdict.QUOTA and (over := _over_quota(engine, job)) is not None:
+        return over
+    if (claim := engine.claims.get(job.id)) is not None:
+        return _claimed(engine, job, claim)
     if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
         ahead = engine.jobs.get(found.blocked_by)
         if ahead is None or not ahead.awake or not engine.queue.is_before(ahead, job):
@@ -99,13 +104,16 @@ def foresee(engine: Engine, job: Job) -> Reason:
     stopped = _stopped(engine, needed)
     if stopped is not None:
         return stopped
+    over = _over_quota(engine, job)
+    if over is not None:
+        return over
     eligible = engine.pool.eligible(job.request)
     queue = engine.queue
     before = queue.ranked(job.lane, job.key)
     firsts = [
         (queue.ranked(found.lane, first), first)
         for found in queue.classes.values()
-        if found.verdict is not Verdict.SET_ASIDE
+        if found.verdict not in (Verdict.SET_ASIDE, Verdict.QUOTA)
         and (first := found.keys.first()) is not None
         and queue.ranked(found.lane, first) < before
         and not eligible.isdisjoint(engine.pool.eligible(found.request))
@@ -159,6 +167,29 @@ def _stopped(engine: Engine, needed: int) -> Reason | None:
     return None
 
 
+def _over_quota(engine: Engine, job: Job) -> Reason | None:
+    """What its owner's quota has to say, None if it may start as far as that goes."""
+    needed = job.request.gpus
+    excess = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, needed)
+    if excess is None:
+        return None
+    text = excess.message if excess.jobs else f"{excess.message}; this needs {_gpus(needed)}"
+    return Reason(Code.LIMIT, text, needed, engine.pool.free(job.request))
+
+
+def _claimed(engine: Engine, job: Job, claim: Claim) -> Reason:
+    """Why a job still waits for whom others are made to end."""
+    needed = job.request.gpus
+    free = sum(map(len, engine.pool.available_to(job.id).values()))
+    leaving = [
+        each for each in engine.running.values() if set(each.lease.devices if each.lease else ()) & set(claim.devices)
+    ]
+    who = ", ".join(f"job {each.id} ({each.spec.owner.name})" for each in leaving[:3])
+    who += f" and {len(leaving) - 3} more" if len(leaving) > 3 else ""
+    text = f"needs {_gpus(needed)}; " + (f"{who} is ending for it" if who else "they are about to be empty")
+    return Reason(Code.RESOURCES, text, needed, free, until=claim.until)
+
+
 def _gated(job: Job, gate: Gate, needed: int) -> Reason:
     match gate:
         case Gate.UNCONFIRMED:
@@ -203,11 +234,13 @@ def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]
             if mended is not None and mended != out_of_service:
                 continue
             info = device.info
-            holder = engine.jobs.get(device.holder) if device.holder is not None else None
-            if holder is None or holder.lease is None:
+            held_by = device.holder if device.holder is not None else device.kept
+            holder = engine.jobs.get(held_by) if held_by is not None else None
+            if holder is None:
                 out.append(Blocker(info.uuid, info.index, info.node, state))
             else:
-                owner, until = holder.spec.owner.name, holder.lease.expires_at
+                # One that it is kept for has no lease yet.
+                owner, until = holder.spec.owner.name, None if holder.lease is None else holder.lease.expires_at
                 out.append(Blocker(info.uuid, info.index, info.node, state, holder.id, owner, holder.name, until))
             if len(out) == MAX_BLOCKERS:
                 return out
@@ -227,7 +260,12 @@ def _resources_text(engine: Engine, request: Request, free: int, blockers: tuple
     for group in list(held.values())[:3]:
         several = len(engine.pool.nodes) > 1
         indices = ",".join(f"{blocker.node}:{blocker.index}" if several else f"{blocker.index}" for blocker in group)
-        text += f"; GPU {indices} held by {_who(group[0])}"
+        until = group[0].until
+        if until is not None and engine.show_time is not None:
+            who = f"{group[0].user}, {group[0].job_name}" if group[0].job_name else group[0].user
+            text += f"; GPU {indices} until {engine.show_time(until)} ({who})"
+        else:
+            text += f"; GPU {indices} held by {_who(group[0])}"
     if len(held) > 3:
         text += f"; and {len(held) - 3} more jobs"
     return text

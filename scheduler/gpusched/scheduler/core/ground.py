@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
+from gpusched.scheduler.core.bookings import Bookings
 from gpusched.scheduler.core.changes import Changes
 from gpusched.scheduler.core.deadlines import Deadlines
 from gpusched.scheduler.core.effects import Effect
 from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.errors import NotFound
+from gpusched.scheduler.core.estimates import Estimates
 from gpusched.scheduler.core.fairshare import UsageBook
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.orders import make_order
+from gpusched.scheduler.core.outlook import Outlook
 from gpusched.scheduler.core.planner import Pass
 from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.queue import JobQueue
+from gpusched.scheduler.core.preemption import Claim
+from gpusched.scheduler.core.queue import JobQueue, Verdict
+from gpusched.scheduler.core.quotas import quotas_of
 from gpusched.scheduler.core.records import EventRecord
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Status
@@ -30,7 +36,13 @@ class Ground:
         self.settings = settings or Settings()
         self.pool = Pool(nodes)
         self.usage = UsageBook(self.settings.policy.half_life)
+        self.estimates = Estimates()
         self.queue = self._make_queue()
+        #: When those start at the latest whom the last pass promised it, on the engine's clock; infinite for unknown.
+        self.promised: dict[JobId, float] = {}
+        self.outlook = Outlook(self)
+        #: How a time of the engine's clock is written for people; None leaves times out.
+        self.show_time: Callable[[float], str] | None = None
         self.ends = Ends()
         self.jobs: dict[JobId, Job] = {}
         self.running: dict[JobId, Job] = {}
@@ -38,6 +50,9 @@ class Ground:
         self.paused: str | None = None
         #: Why state cannot be saved, None if it can. Nothing is started meanwhile.
         self.halted: str | None = None
+        #: Devices that are kept for those whom others were preempted for.
+        self.claims: dict[JobId, Claim] = {}
+        self._next_chance: float | None = None
         self._pass_wanted = False
         #: The last pass, while it still tells who may start: nothing has happened since but these submits.
         self._last: Pass | None = None
@@ -61,7 +76,10 @@ class Ground:
 
     def _make_queue(self) -> JobQueue:
         policy = self.settings.policy
-        return JobQueue(make_order(policy, self.usage), shortest=policy.candidates == "sjbf")
+        self.bookings = Bookings() if policy.backfill == "conservative" else None
+        self.quotas = quotas_of(policy)
+        group = None if self.quotas is None else self.quotas.group
+        return JobQueue(make_order(policy, self.usage), group, shortest=policy.candidates == "sjbf")
 
     # -- questions ---------------------------------------------------------------------------------------
 
@@ -106,6 +124,19 @@ class Ground:
         """How many more jobs may run, None for any number."""
         most = self.settings.max_running
         return max(0, most - len(self.running)) if most else None
+
+    def left_out(self, job: Job) -> bool:
+        """Whether a waiting job is no business of the plan now: it has a claim, or its owner has all that he may."""
+        if job.id in self.claims:
+            return True
+        if self.quotas is None or self.quotas.excess(job.spec.owner.name, job.request.gpus) is None:
+            return False
+        self.queue.class_of(job).verdict = Verdict.QUOTA
+        return True
+
+    @property
+    def _may_start(self) -> bool:
+        return self.paused is None and self.halted is None and not self.holding
 
     @property
     def holding(self) -> bool:

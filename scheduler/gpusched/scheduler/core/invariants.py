@@ -13,6 +13,8 @@ def check(engine: Engine) -> None:
     _check_devices(engine)
     _check_jobs(engine)
     _check_queue(engine)
+    _check_claims(engine)
+    _check_quotas(engine)
 
 
 def _check_devices(engine: Engine) -> None:
@@ -66,4 +68,33 @@ def _check_queue(engine: Engine) -> None:
     assert engine.queue.considered == len(by_class), "count of jobs that may start is off"
     for name, found in engine.queue.classes.items():
         assert found.keys, f"empty class {name}"
-    assert sorted(number for _, number, _ in engine.ends) == sorted(engine.running), "ends and leases disagree"
+    listed = sorted(number for _, number, _ in engine.ends)
+    assert listed == sorted([*engine.running, *engine.claims]), "ends and leases disagree"
+
+
+def _check_claims(engine: Engine) -> None:
+    kept: dict[str, int] = {}
+    for claim in engine.claims.values():
+        job = engine.jobs[claim.job]
+        assert job.awake and job in engine.queue, f"devices are kept for job {job.id}, which does not wait for them"
+        assert len(set(claim.devices)) == job.request.gpus, f"job {job.id}: all or nothing"
+        for uuid in claim.devices:
+            assert uuid not in kept, f"device {uuid} is kept for jobs {kept[uuid]} and {job.id}"
+            kept[uuid] = job.id
+    for device in engine.pool.devices.values():
+        assert device.kept == kept.get(device.uuid), f"device {device.uuid} and the claims disagree"
+    held = [uuid for _, _, devices in engine.ends for uuid in devices if uuid in engine.pool.devices]
+    assert len(held) == len(set(held)), "the ends count a device twice"
+
+
+def _check_quotas(engine: Engine) -> None:
+    quotas = engine.quotas
+    if quotas is None:
+        return
+    held: dict[str, tuple[int, int]] = {}
+    for job in [*engine.running.values(), *(engine.jobs[number] for number in engine.claims)]:
+        for quota in quotas.of(job.spec.owner.name):
+            gpus, jobs = held.get(quota.name, (0, 0))
+            held[quota.name] = (gpus + job.request.gpus, jobs + 1)
+    counted = {name: both for name in quotas._gpus if (both := (quotas._gpus[name], quotas._jobs[name])) != (0, 0)}
+    assert counted == held, "the counts of quotas and the leases disagree"

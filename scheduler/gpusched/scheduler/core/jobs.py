@@ -10,7 +10,7 @@ from gpusched.scheduler.core.batch import Attempt, BatchSpec
 from gpusched.scheduler.core.errors import IllegalMove
 from gpusched.scheduler.core.model import Holder, Owner, Request
 from gpusched.scheduler.core.orders.base import Key, Lane
-from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Lease, Queued, Running, State, Status, state_of
+from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Lease, Queued, Running, State, Status
 
 JobId = NewType("JobId", int)
 
@@ -36,6 +36,9 @@ class JobSpec:
         request_id: the client's own id for the call, against duplicates; empty for none.
         batch: the command and how it is run, None for interactive work.
         estimate: seconds the work is expected to take, None if the user does not say.
+        preemptible: it may be ended for a job of a higher tier.
+        signal: (name, seconds) of the signal that it gets so long before it is ended for another, such as
+            ("USR1", 60.0); None for none.
     """
 
     owner: Owner
@@ -53,6 +56,8 @@ class JobSpec:
     request_id: str = ""
     batch: BatchSpec | None = None
     estimate: float | None = None
+    preemptible: bool = False
+    signal: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,10 @@ class Job:
     attachment: int = 1
     #: Set while somebody asked a running job to end: what to say, and when it will be made to.
     cancelling: tuple[str, float] | None = None
+    #: Set while it is to make room for another job: what to say, and when its lease is taken.
+    preempting: tuple[str, float] | None = None
+    #: How often it was told so.
+    preempted: int = 0
     #: Seconds its work may take, None for no limit.
     time_limit: float | None = None
     #: Runs of a batch job: so far, failed ones, and ones lost in a row.
@@ -109,7 +118,7 @@ class Job:
 
     @property
     def state(self) -> State:
-        return state_of(self.status)
+        return self.status.state
 
     @property
     def request(self) -> Request:
@@ -130,18 +139,20 @@ class Job:
         Raises:
             IllegalMove: the table has no such edge; the text has the job's recent history.
         """
-        old, new = self.state, state_of(status)
+        old, new = self.status.state, status.state
         if new not in LEGAL_MOVES[old] and not (old is new and isinstance(status, Queued | Running)):
             recent = "; ".join(f"{line.at:.3f} {line.state.name} {line.message}" for line in self.history[-8:])
             raise IllegalMove(
                 f"job {self.id}: {old.name} -> {new.name} is no legal move ({message}); history: {recent}"
             )
         self.status = status
-        self.note(at, message)
+        self.history.append(HistoryLine(at, new, message))
+        if len(self.history) > HISTORY_LINES:
+            del self.history[1]
 
     def note(self, at: float, message: str) -> None:
         """Add a line to the history without a change of state."""
-        self.history.append(HistoryLine(at, self.state, message))
+        self.history.append(HistoryLine(at, self.status.state, message))
         if len(self.history) > HISTORY_LINES:
             # The first line (how it came to be) is worth more than the second.
             del self.history[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from gpusched.scheduler.core import claims
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.batch import MAX_LOSSES, Attempt, Usage
 from gpusched.scheduler.core.deadlines import Due
@@ -22,7 +23,7 @@ class Moves(Ground):
 
     def _enqueue(self, job: Job) -> None:
         """Put a waiting job into the queue."""
-        job.expected = self.queue.order.estimate(job)
+        job.expected = self.estimates.of(job)
         promoted = self.queue.order.promote_at(job)
         if promoted is not None:
             self._deadlines.add(promoted, Due.PROMOTE, job.id)
@@ -33,6 +34,8 @@ class Moves(Ground):
         if job in self.queue:
             self.queue.remove(job)
         since = job.status.since if isinstance(job.status, Queued) else job.submitted_at
+        if gate is not None:
+            claims.end(self, job.id)
         self._move(job, Queued(since, gate), now, message)
         self._enqueue(job)
         if gate in (Gate.BEGIN_TIME, Gate.BACKOFF) and job.not_before is not None:
@@ -50,6 +53,9 @@ class Moves(Ground):
             self.absent.discard(job.id)
             job.missed = 0
             self._check_all_back()
+            if self.settings.policy.preemption:
+                # Its holder can be told to make room again.
+                self.pass_wanted = True
         if isinstance(job.status, Queued) and job.status.gate in (Gate.UNCONFIRMED, Gate.REATTACH):
             self._regate(job, now, "awake again")
 
@@ -71,12 +77,14 @@ class Moves(Ground):
             confirm_by = now + (settings.start_within if batch else settings.confirm_within)
         limit = job.time_limit
         lease = Lease(epoch, start.devices, now, confirm_by, None if limit is None else now + limit)
+        claims.end(self, job.id)
         self.queue.remove(job)
         self.pool.take(start.devices, job.id)
         self.running[job.id] = job
         self.ends.add(job.id, lease.expires_at, start.devices)
         self.usage.change(job.spec.owner.name, len(start.devices), now)
-        self.queue.order.started(job, now)
+        if self.quotas is not None:
+            self.quotas.take(job.spec.owner.name, len(start.devices))
         for passed in start.passed:
             passed.bypassed += 1
         if batch:
@@ -123,7 +131,10 @@ class Moves(Ground):
             del self.running[job.id]
             self.ends.remove(job.id)
             self.usage.change(job.spec.owner.name, -len(lease.devices), now)
-            self.queue.order.ended(job, lease, now)
+            if self.quotas is not None:
+                self.quotas.give_back(job.spec.owner.name, len(lease.devices))
+            job.preempting = None
+            self.estimates.learn(job, now - lease.granted_at)
             # Of a job from before a restart, a device may be gone since.
             devices = tuple(uuid for uuid in lease.devices if uuid in self.pool.devices)
             self.pool.give_back(devices, Condition.CHECKING if self.settings.check_released else Condition.CLEAN)
@@ -167,6 +178,10 @@ class Moves(Ground):
         pause = 0.0
         if job.requeue_asked:
             again = outcome.message
+        elif state is State.PREEMPTED:
+            # To be preemptible is to be run again; it is no fault of the job's.
+            job.losses = 0
+            again = f"{outcome.message}; queued again"
         elif state is State.LOST:
             job.losses += 1
             if batch.requeue and job.losses < MAX_LOSSES:
@@ -190,9 +205,11 @@ class Moves(Ground):
         self._out.append(do.Ended(job.id, state, outcome.message, reason))
 
     def _lose_run(self, job: Job, now: float, message: str, reason: str = "") -> None:
-        """A run ended and nobody reported how: as cancelled where it was asked to end, else as lost."""
+        """A run ended and nobody reported how: as what it was asked to end for, if it was, else as lost."""
         if job.cancelling is not None:
             self._finish_run(job, now, State.CANCELLED, Outcome(message=job.cancelling[0]), reason=reason)
+        elif job.preempting is not None:
+            self._finish_run(job, now, State.PREEMPTED, Outcome(message=job.preempting[0]), reason=reason)
         else:
             self._finish_run(job, now, State.LOST, Outcome(message=message), reason=reason)
 
@@ -228,6 +245,7 @@ class Moves(Ground):
 
     def _end_one(self, job: Job, now: float, state: State, outcome: Outcome, reason: str) -> None:
         if job in self.queue:
+            claims.end(self, job.id)
             self.queue.remove(job)
             self._out.append(do.QueueChanged())
         lease = self._let_go(job, now)

@@ -9,7 +9,7 @@ box.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
@@ -20,6 +20,7 @@ from gpusched.scheduler.core.orders.base import Key
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.queue import NO_LIMIT, JobClass, JobQueue, Verdict, limit_of
+from gpusched.scheduler.core.quotas import Quotas
 from gpusched.scheduler.core.reservation import Reservation, reserve
 
 
@@ -46,6 +47,8 @@ class Pass:
         now: seconds of the engine's clock.
         set_aside_after: seconds that a job may block others while its devices are out of service.
         slots: at most so many starts, None for any number.
+        quotas: what everybody may hold; each class then has one owner, and starts are counted as they are performed.
+        claimed: jobs that start from devices that are kept for them, and not by a pass.
     """
 
     def __init__(
@@ -57,7 +60,12 @@ class Pass:
         now: float,
         set_aside_after: float,
         slots: int | None = None,
+        quotas: Quotas | None = None,
+        claimed: Collection[JobId] = (),
     ) -> None:
+        self._quotas, self._with_claims = quotas, claimed
+        #: Classes that are over their owners' quotas and may start on what nobody else waits for.
+        self._borrowers: list[tuple[int, Key, int, JobClass]] = []
         self._queue, self._pool, self._ends, self._policy, self._now = queue, pool, ends, policy, now
         self._set_aside_after = set_aside_after
         self._slots = slots
@@ -66,6 +74,8 @@ class Pass:
         self.reservations: list[Reservation] = []
         self._blocked: set[str] = set()
         self._blockers: list[tuple[frozenset[str], JobId]] = []
+        #: Devices that somebody could use who waits without a promise.
+        self._wished: set[str] = set()
         #: The last of the jobs that block others.
         self._last: Job | None = None
 
@@ -81,9 +91,14 @@ class Pass:
         later: list[JobClass] = []
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
+            if self._quotas is not None and self._over_quota(lane, key, number, found):
+                continue
             eligible = found.eligible
             if eligible is None:
                 eligible = found.eligible = self._pool.eligible(found.request)
+            if self._with_claims and key[-1] in self._with_claims:
+                self._leave_to_claim(heads, lane, key, number, found)
+                continue
             if not self._blocked or eligible.isdisjoint(self._blocked):
                 start = self._first(key, found, eligible)
                 if start is not None:
@@ -107,10 +122,14 @@ class Pass:
                 self._push_candidate(heads, lane, key, number, found)
         if shortest:
             yield from self._shortest(later)
+        if self._borrowers:
+            yield from self._borrow()
 
     def still_holds(self, now: float, fresh: Sequence[Job]) -> bool:
         """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
         if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service:
+            return False
+        if self._borrowers:
             return False
         if any(promise.at < now for promise in self.reservations):
             return False
@@ -124,6 +143,8 @@ class Pass:
         later: list[tuple[float, Job]] = []
         for job in sorted(fresh, key=lambda job: queue.ranked(job.lane, job.key)):
             found = queue.class_of(job)
+            if self._quotas is not None and self._over_quota(queue.lane_index[job.lane], job.key, 0, found):
+                continue
             eligible = found.eligible
             if eligible is None:
                 eligible = found.eligible = self._pool.eligible(found.request)
@@ -138,9 +159,81 @@ class Pass:
                 yield start
         for _, job in sorted(later, key=itemgetter(0)):
             found = queue.class_of(job)
+            if self._quotas is not None and self._over_quota(queue.lane_index[job.lane], job.key, 0, found):
+                continue
             start = self._candidate(job.key, found, found.eligible or frozenset())
             if start is not None:
                 yield start
+        if self._borrowers:
+            yield from self._borrow()
+
+    # -- who is not to be considered like the others -------------------------------------------------------
+
+    def _over_quota(self, lane: int, key: Key, number: int, found: JobClass) -> bool:
+        """Whether the owner of a class has all that he may: then it is passed over, and blocks nobody."""
+        quotas = self._quotas
+        assert quotas is not None
+        excess = quotas.excess(self._queue.job(key).spec.owner.name, found.request.gpus)
+        if excess is None:
+            return False
+        found.verdict, found.blocked_by, found.unavailable_since = Verdict.QUOTA, None, None
+        if self._policy.borrow and not excess.jobs:
+            self._borrowers.append((lane, key, number, found))
+        return True
+
+    def borrowed(self) -> Iterator[Start]:
+        """The same for whom another plan found to be over their quotas."""
+        index = self._queue.lane_index
+        for number, found in enumerate(list(self._queue.classes.values())):
+            if found.verdict is Verdict.QUOTA and (key := found.keys.first()) is not None:
+                self._borrowers.append((index[found.lane], key, number, found))
+        yield from self._borrow()
+
+    def _borrow(self) -> Iterator[Start]:
+        """Let jobs start over their owners' quotas on devices that no other waiting job could use."""
+        pool, queue = self._pool, self._queue
+        heads, self._borrowers = self._borrowers, []
+        wanted: set[str] = set()
+        for found in queue.classes.values():
+            if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE):
+                wanted |= pool.eligible(found.request)
+        heapify(heads)
+        while heads and self._slots != 0:
+            lane, key, number, found = heappop(heads)
+            if key[-1] in self._with_claims:
+                continue
+            excess = (
+                None
+                if self._quotas is None
+                else self._quotas.excess(queue.job(key).spec.owner.name, found.request.gpus)
+            )
+            if excess is not None and excess.jobs:
+                continue
+            devices = pool.place(found.request, pool.available_but(wanted))
+            if devices is None:
+                self._borrowers.append((lane, key, number, found))
+                continue
+            following = found.keys.after(key)
+            yield self._started(queue.job(key), devices, ())
+            if following is not None:
+                heappush(heads, (lane, following, number, found))
+
+    def _leave_to_claim(
+        self, heads: list[tuple[int, Key, int, JobClass]], lane: int, key: Key, number: int, found: JobClass
+    ) -> None:
+        """Pass over a job for which devices are kept. Nobody can take those, so it blocks nobody but by the order."""
+        eligible = found.eligible
+        assert eligible is not None
+        if key == found.keys.first():
+            found.verdict, found.blocked_by, found.unavailable_since = Verdict.WAITS, None, None
+            if not eligible.isdisjoint(self._blocked):
+                self._name_blocker(found)
+        if not self._backfill:
+            self._block(self._queue.job(key), eligible)
+            return
+        following = found.keys.after(key)
+        if following is not None:
+            heappush(heads, (lane, following, number, found))
 
     # -- who has nobody before him -------------------------------------------------------------------------
 
@@ -180,6 +273,7 @@ class Pass:
             several = self._policy.depth > 1
             promise = reserve(job, eligible, self._pool, self._ends, self._now, self.reservations, several=several)
             promise.frozen = self._is_frozen(job)
+            promise.firm = self._wished.isdisjoint(eligible) and not (several and self.reservations)
             self.reservations.append(promise)
 
     def _is_frozen(self, job: Job) -> bool:
@@ -213,14 +307,21 @@ class Pass:
         passed = []
         for promise in self.reservations:
             if not promise.allows(self._pool, devices, until):
+                self._wish(eligible)
                 return None
             passed.append(promise.job)
         for promise in self.reservations:
             promise.charge(self._pool, devices, until)
         return self._started(job, devices, tuple(passed))
 
+    def _wish(self, eligible: frozenset[str]) -> None:
+        """Somebody waits behind others, without a promise; who comes after him may have to wait for him, too."""
+        if not eligible <= self._blocked:
+            self._wished |= eligible
+
     def _reserve_more(self, key: Key, found: JobClass, eligible: frozenset[str]) -> None:
         """Promise something to a job behind others that wait, if so many promises are to be kept."""
+        self._wish(eligible)
         if self._policy.depth == 1:
             return
         rivals = sum(1 for each in self.reservations if not each.eligible.isdisjoint(eligible))
@@ -270,7 +371,9 @@ class Pass:
             limit, _, key, number, found = heappop(heap)
             assert found.eligible is not None
             start = None
-            if not any(each.job.key == key for each in self.reservations):
+            if self._quotas is not None and self._over_quota(index[found.lane], key, number, found):
+                continue
+            if key[-1] not in self._with_claims and not any(each.job.key == key for each in self.reservations):
                 verdict = found.verdict, found.blocked_by
                 start = self._candidate(key, found, found.eligible)
                 found.verdict, found.blocked_by = verdict

@@ -96,8 +96,8 @@ class PolicySettings:
                 raise Invalid(f"policy.{name}: {getattr(self, name)} is below 0 (0 = no limit)", field=f"policy.{name}")
         for quota in self.quotas:
             if not quota.name or quota.gpus < 0 or quota.jobs < 0:
-                text = f"policy.quotas: {quota.name!r} with {quota.gpus} GPUs and {quota.jobs} jobs; give a name, and 0 or more"
-                raise Invalid(text, field="policy.quotas")
+                what = f"{quota.name!r} with {quota.gpus} GPUs and {quota.jobs} jobs"
+                raise Invalid(f"policy.quotas: {what}; give a name, and 0 or more of both", field="policy.quotas")
         for name in ("freeze_wait", "aging", "starvation", "preempt_after", "preempt_grace"):
             _seconds(f"policy.{name}", getattr(self, name), zero=True)
         _seconds("policy.half_life", self.half_life, zero=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -37,6 +37,7 @@ class Device:
     message: str = ""
     drained: str | None = None  # the reason, None if in service
     holder: JobId | None = None
+    kept: JobId | None = None  # who waits for it and alone may have it next
     previous: JobId | None = None  # who had it last
     warned: JobId | None = None  # the holder that was told of a foreign process on it
 
@@ -71,6 +72,9 @@ class Pool:
         #: How many devices may be handed out now.
         self.free_total = 0
         self._held = 0
+        self._kept: set[str] = set()  # devices that are kept for a job
+        #: Counts the times that a device went out of service or came back.
+        self.capacity_changes = 0
         for info in nodes:
             node = Node(info, [Device(device) for device in info.devices])
             self.nodes[info.name] = node
@@ -114,7 +118,10 @@ class Pool:
         return device.drained if device.drained is not None else self.node_of(device).drained
 
     def is_available(self, device: Device) -> bool:
-        """True if it may be handed out now."""
+        """True if it may be handed out now, to anybody."""
+        return device.kept is None and self._is_ready(device)
+
+    def _is_ready(self, device: Device) -> bool:
         return device.holder is None and device.condition is Condition.CLEAN and self.drain_reason(device) is None
 
     def eligible(self, request: Request) -> frozenset[str]:
@@ -225,16 +232,54 @@ class Pool:
     def count_soon(self, uuids: frozenset[str]) -> int:
         """How many of some devices nobody holds and nobody has to mend: free, or about to be."""
         if len(uuids) == len(self.devices) and not self._out_of_service:
-            return len(uuids) - self._held
-        devices = self.devices
-        return sum([devices[u].holder is None and u not in self._out_of_service for u in uuids])
+            return len(uuids) - self._held - sum(self.devices[u].holder is None for u in self._kept)
+        devices, no = self.devices, self._out_of_service | self._kept
+        return sum([devices[u].holder is None and u not in no for u in uuids])
 
     def free_soon(self) -> dict[str, list[int]]:
         """Positions of such devices by node, ascending."""
         return {
-            name: [p for p, each in enumerate(node.devices) if each.holder is None and self.in_service(each)]
+            name: [
+                p
+                for p, each in enumerate(node.devices)
+                if each.holder is None and each.kept is None and self.in_service(each)
+            ]
             for name, node in self.nodes.items()
         }
+
+    def places_of(self, devices: Iterable[str]) -> list[tuple[str, int]]:
+        """Node and position of some devices; those that are gone or that somebody must mend are left out."""
+        found = []
+        for uuid in devices:
+            place = self._place.get(uuid)
+            if place is not None and uuid not in self._out_of_service:
+                found.append((place[0].info.name, place[1]))
+        return found
+
+    def at(self, places: Iterable[tuple[str, int]]) -> tuple[str, ...] | None:
+        """The devices at some places if all of them may be handed out now, else None."""
+        devices = [self.nodes[name].devices[position] for name, position in places]
+        return tuple(device.uuid for device in devices) if all(map(self.is_available, devices)) else None
+
+    def available_to(self, job: JobId) -> dict[str, list[int]]:
+        """Positions of the devices that a job could be given now, by node: what is kept for it included."""
+        mine = [uuid for uuid in self._kept if self.devices[uuid].kept == job and self._is_ready(self.devices[uuid])]
+        return self.joined(self._available, mine)
+
+    def available_but(self, uuids: Collection[str]) -> dict[str, list[int]]:
+        """Positions of the devices that may be handed out now and are none of these, by node."""
+        return {
+            name: [position for position in node.available if node.devices[position].uuid not in uuids]
+            for name, node in self.nodes.items()
+        }
+
+    def joined(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
+        """Free positions with these devices added, whatever state they are in."""
+        out = dict(free)
+        for uuid in devices:
+            node, position = self._place[uuid]
+            out[node.info.name] = sorted({*out[node.info.name], position})
+        return out
 
     def with_(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
         """Free positions when these devices have come back; those that somebody must mend do not count."""
@@ -283,7 +328,8 @@ class Pool:
             self._held -= 1
             if device.condition is not Condition.UNHEALTHY:
                 device.condition, device.message = condition, ""
-            if condition is Condition.CLEAN and not self._out_of_service and device.drained is None:
+            usable = device.drained is None and device.kept is None
+            if condition is Condition.CLEAN and not self._out_of_service and usable:
                 insort(node.available, position)
                 self.free_total += 1
             else:
@@ -297,6 +343,17 @@ class Pool:
                 raise AssertionError(f"device {uuid} is leased to jobs {device.holder} and {job}")
             self._held += 1
             device.holder = job
+            self._refresh(device)
+
+    def keep(self, uuids: Iterable[str], job: JobId | None) -> None:
+        """Have devices go to a job and to nobody else, now or when they come back; None: to anybody again."""
+        for uuid in uuids:
+            device = self.devices[uuid]
+            device.kept = job
+            if job is None:
+                self._kept.discard(uuid)
+            else:
+                self._kept.add(uuid)
             self._refresh(device)
 
     def untake(self, uuids: Iterable[str]) -> None:
@@ -330,10 +387,9 @@ class Pool:
             self._refresh(device)
 
     def _refresh(self, device: Device) -> None:
-        if self.in_service(device):
-            self._out_of_service.discard(device.uuid)
-        else:
-            self._out_of_service.add(device.uuid)
+        if self.in_service(device) == (device.uuid in self._out_of_service):
+            self._out_of_service ^= {device.uuid}
+            self.capacity_changes += 1
         node, position = self._place[device.uuid]
         available = self.is_available(device)
         listed = position in node.available

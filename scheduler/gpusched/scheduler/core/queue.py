@@ -80,6 +80,7 @@ class JobQueue:
         #: Number of each lane, first to last, until they are arranged anew.
         self.lane_index: dict[Lane, int] = {lane: i for i, lane in enumerate(self._sorted)}
         self._jobs: dict[JobId, Job] = {}
+        self._found: dict[JobId, JobClass] = {}
         #: How many of them a pass may start; the others have a gate.
         self.considered = 0
 
@@ -115,7 +116,7 @@ class JobQueue:
         if job.awake:
             self.considered += 1
             limit = limit_of(job)
-            found = self._class(job)
+            found = self._found[job.id] = self._class(job)
             found.keys.add(job.key, limit)
             if found.by_limit is not None:
                 found.by_limit.add((limit, job.key))
@@ -126,7 +127,7 @@ class JobQueue:
         self._lanes[job.lane].remove(job.key)
         if job.awake:
             self.considered -= 1
-            found = self.class_of(job)
+            found = self._found.pop(job.id)
             found.keys.remove(job.key)
             if found.by_limit is not None:
                 found.by_limit.remove((limit_of(job), job.key))
@@ -164,7 +165,7 @@ class JobQueue:
 
     def class_of(self, job: Job) -> JobClass:
         """The class of a waiting, awake job."""
-        return self.classes[self._class_id(job)]
+        return self._found[job.id]
 
     def ranked(self, lane: Lane, key: Key) -> Rank:
         """What to compare to tell who of several lanes is first."""

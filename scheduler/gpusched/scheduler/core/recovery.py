@@ -10,6 +10,7 @@ nothing off.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpusched.scheduler.core import effects as do
@@ -28,9 +29,12 @@ PAUSED = "paused"
 POLICY = "policy"
 DRAINED = "drained:"
 DRAINED_NODE = "drained-node:"
+CLOCK = "clock"
 
 
-def restore(engine: Engine, jobs: list[Job], settings: dict[str, str], now: float) -> None:
+def restore(
+    engine: Engine, jobs: list[Job], settings: dict[str, str], now: float, shift: float, mark: str | None
+) -> None:
     """Take over jobs that had not ended.
 
     Args:
@@ -38,7 +42,14 @@ def restore(engine: Engine, jobs: list[Job], settings: dict[str, str], now: floa
         jobs: as they were last saved, by id.
         settings: as they were last saved; those of devices that are gone are left alone.
         now: seconds of the engine's clock.
+        shift: by how much the clock was set forward since the jobs were saved; what is due then is due as much later.
+        mark: of the clock, to be saved together with the jobs that are shifted.
     """
+    if mark is not None:
+        engine._changes.settings[CLOCK] = mark
+    for job in jobs if shift else ():
+        _shift(job, shift)
+        engine._changes.jobs[job.id] = job
     _restore_settings(engine, settings)
     window = engine.settings.window
     for job in jobs:
@@ -65,6 +76,11 @@ def restore(engine: Engine, jobs: list[Job], settings: dict[str, str], now: floa
             engine.hold_until = now + engine.settings.hold_after_restart
             engine._deadlines.add(engine.hold_until, Due.HOLD_OVER)
     engine.pass_wanted = True
+
+
+def keep(engine: Engine, key: str, value: str | None) -> None:
+    """Have a setting saved together with what else happens now; None removes it."""
+    engine._changes.settings[key] = value
 
 
 def pass_over_absent(engine: Engine, now: float) -> None:
@@ -105,6 +121,31 @@ def _give_up(engine: Engine, job: Job, now: float) -> None:
         engine._lose_run(job, now, f"its {who} did not come back after the restart", "LEASE_REVOKED")
 
 
+def _shift(job: Job, by: float) -> None:
+    """Move the times of a job that is alive to another clock."""
+    job.submitted_at += by
+    if job.cancelling is not None:
+        job.cancelling = (job.cancelling[0], job.cancelling[1] + by)
+    if job.preempting is not None:
+        job.preempting = (job.preempting[0], job.preempting[1] + by)
+    # A pause is an interval; a begin time is what its owner reads off the wall clock.
+    if job.not_before is not None and job.attempt:
+        job.not_before += by
+    match job.status:
+        case Queued():
+            job.status = replace(job.status, since=job.status.since + by)
+        case Running(lease=lease):
+            lease = replace(
+                lease,
+                granted_at=lease.granted_at + by,
+                confirm_by=None if lease.confirm_by is None else lease.confirm_by + by,
+                expires_at=None if lease.expires_at is None else lease.expires_at + by,
+            )
+            job.status = replace(job.status, since=job.status.since + by, lease=lease)
+        case _:
+            pass
+
+
 def _restore_settings(engine: Engine, settings: dict[str, str]) -> None:
     engine.paused = settings.get(PAUSED)
     for key, reason in settings.items():
@@ -132,6 +173,8 @@ def _restore_running(engine: Engine, job: Job, now: float, window: float) -> Non
     engine.running[job.id] = job
     engine.ends.add(job.id, lease.expires_at, lease.devices)
     engine.usage.change(job.spec.owner.name, len(lease.devices), now)
+    if engine.quotas is not None:
+        engine.quotas.take(job.spec.owner.name, len(lease.devices))
     # A device that is gone since then is missed by its holder, not by us.
     engine.pool.claim([uuid for uuid in lease.devices if uuid in engine.pool.devices], job.id)
     engine.absent.add(job.id)
@@ -140,4 +183,6 @@ def _restore_running(engine: Engine, job: Job, now: float, window: float) -> Non
     engine._watch_lease(job, lease, earliest=earliest)
     if job.cancelling is not None:
         engine._deadlines.add(max(earliest, job.cancelling[1]), Due.CANCEL_OVER, job.id, lease.epoch)
+    if job.preempting is not None:
+        engine._deadlines.add(max(earliest, job.preempting[1]), Due.PREEMPT_OVER, job.id, lease.epoch)
     engine._out.append(do.JobChanged(job.id))

@@ -34,6 +34,8 @@ class Reservation:
     free: dict[str, list[int]] | None = None
     devices: tuple[str, ...] = ()
     frozen: bool = False
+    #: Nobody before this job can come in its way, so that the time can be told to people.
+    firm: bool = True
     #: Others may have promises, too, so that nobody's devices can be chosen anew.
     fixed: bool = False
 

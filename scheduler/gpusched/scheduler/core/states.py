@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias, assert_never
+from typing import ClassVar, TypeAlias
 
 
 class State(Enum):
@@ -96,6 +96,7 @@ class Gate(Enum):
 class Queued:
     """Waiting. One with a gate keeps its rank and is passed over."""
 
+    state: ClassVar[State] = State.QUEUED
     since: float
     gate: Gate | None = None
 
@@ -106,6 +107,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Running:
+    state: ClassVar[State] = State.RUNNING
     since: float
     lease: Lease
     confirmed: bool
@@ -120,19 +122,6 @@ class Finished:
 
 
 Status: TypeAlias = Queued | Running | Finished
-
-
-def state_of(status: Status) -> State:
-    """The name of a status."""
-    match status:
-        case Queued():
-            return State.QUEUED
-        case Running():
-            return State.RUNNING
-        case Finished():
-            return status.state
-        case _:
-            assert_never(status)
 
 
 def moves_table() -> str:

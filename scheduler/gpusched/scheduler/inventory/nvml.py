@@ -309,7 +309,7 @@ class NvmlInventory:
 
 def _none_found(why: str) -> InventoryError:
     return InventoryError(
-        f"no NVIDIA driver/GPU found ({why}). Give --simulate 8 to run with 8 simulated GPUs instead."
+        f"no NVIDIA driver/GPU found ({why}). To try it out without any: `gpusched serve --detach --simulate 8`."
     )
 
 

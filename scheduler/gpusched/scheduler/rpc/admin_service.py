@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from gpusched.scheduler import policies
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.errors import Invalid, NotFound
 from gpusched.scheduler.core.pool import Device
@@ -15,6 +16,7 @@ from gpusched.scheduler.doctor import diagnose
 from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.errors import guarded
+from gpusched.scheduler.rpc.policy_convert import policy, policy_of
 from gpusched.scheduler.rpc.services import Services
 from gpusched.v1 import admin_pb2, admin_pb2_grpc, resources_pb2
 
@@ -63,6 +65,26 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._driver.handle(ev.Pause(None))
         log_event(log, "resume", user=user)
         return admin_pb2.ResumeSchedulingResponse()
+
+    @guarded
+    async def SetPolicy(  # noqa: N802
+        self, request: admin_pb2.SetPolicyRequest, context: Context
+    ) -> admin_pb2.SetPolicyResponse:
+        user = self._admin(context, "set the policy")
+        if request.reset:
+            if request.HasField("policy") or request.HasField("update_mask"):
+                raise Invalid("reset: makes no sense together with a policy; give one of them", field="reset")
+            wanted = self._services.policy
+        else:
+            wanted = policy_of(request, self._engine.settings.policy)
+        self._driver.handle(ev.SetPolicy(wanted, None if request.reset else policies.dump(wanted)))
+        log_event(log, "set policy", user=user, reset=request.reset, policy=policies.dump(wanted))
+        await self._driver.saved()
+        # Read again: while it was saved, another administrator may have changed it.
+        present = self._engine.settings.policy
+        return admin_pb2.SetPolicyResponse(
+            policy=policy(present), notes=policies.notes(present, self._engine.running.values())
+        )
 
     @guarded
     async def SetJobState(  # noqa: N802

@@ -13,14 +13,18 @@ from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import JobId, Kind
 from gpusched.scheduler.core.model import DeviceInfo, Placement, Request
 from gpusched.scheduler.core.states import Outcome, State
-from gpusched.v1 import job_pb2, resources_pb2
+from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in State}
 STATES_BACK = {number: state for state, number in STATES.items()}
+#: Of a GPU that is gone since (an old job's), the uuid is all that is known.
+_UNKNOWN = DeviceInfo("", -1, "", "", 0)
 KINDS = {kind: job_pb2.JobKind.Value(f"JOB_KIND_{kind.name}") for kind in Kind}
 
 PLACEMENTS = {each: resources_pb2.Placement.Value(f"PLACEMENT_{each.name}") for each in Placement}
 PLACEMENTS_BACK = {number: each for each, number in PLACEMENTS.items()} | {0: Placement.PACK}
+#: Seconds between the signal before a preemption and its end, for who does not say.
+DEFAULT_NOTICE = 60.0
 _PLACEMENT_NAMES = [f"PLACEMENT_{each.name}" for each in Placement]
 
 
@@ -46,6 +50,15 @@ def seconds(message: Any, field: str) -> float | None:
             field=field,
         )
     return float(duration.seconds) + float(duration.nanos) / 1e9
+
+
+def signal_of(message: scheduler_pb2.AcquireRequest | scheduler_pb2.SubmitRequest) -> tuple[str, float] | None:
+    """The signal before a preemption, as `JobSpec.signal` has it. Raises Invalid."""
+    if not message.HasField("preempt_signal"):
+        return None
+    name = message.preempt_signal.name.strip().upper().removeprefix("SIG")
+    before = seconds(message.preempt_signal, "before")
+    return name, DEFAULT_NOTICE if before is None else before
 
 
 def request_of(message: resources_pb2.ResourceRequest) -> Request:
@@ -140,12 +153,11 @@ def resources(request: Request) -> resources_pb2.ResourceRequest:
 
 
 def allocated(engine: Engine, uuids: tuple[str, ...]) -> list[job_pb2.AllocatedGpu]:
-    # Of a GPU that is gone since (an old job's), the uuid is all that is known.
-    unknown = DeviceInfo("", -1, "", "", 0)
-    infos = [device.info if (device := engine.pool.devices.get(uuid)) else unknown for uuid in uuids]
-    return [
-        job_pb2.AllocatedGpu(
-            uuid=uuid, index=info.index, node=info.node, model=info.model, memory_bytes=info.memory_bytes
-        )
-        for uuid, info in zip(uuids, infos, strict=True)
-    ]
+    devices = engine.pool.devices
+    return [_allocated(uuid, devices[uuid].info if uuid in devices else _UNKNOWN) for uuid in uuids]
+
+
+def _allocated(uuid: str, info: DeviceInfo) -> job_pb2.AllocatedGpu:
+    return job_pb2.AllocatedGpu(
+        uuid=uuid, index=info.index, node=info.node, model=info.model, memory_bytes=info.memory_bytes
+    )

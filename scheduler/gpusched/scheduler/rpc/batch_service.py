@@ -234,6 +234,9 @@ class BatchService:
             time_limit=convert.seconds(request, "time_limit"),
             request_id=request.request_id,
             batch=batch,
+            estimate=convert.seconds(request, "estimate"),
+            preemptible=request.preemptible,
+            signal=convert.signal_of(request),
         )
 
     def _show(self, job: Job, caller: Caller, *, history: bool = False) -> job_pb2.Job:

@@ -12,6 +12,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import HistoryLine, Job
 from gpusched.scheduler.core.model import DeviceReading, ProcessReading
+from gpusched.scheduler.core.outlook import NOTHING, Expected
 from gpusched.scheduler.core.pool import Device, DeviceState, Node
 from gpusched.scheduler.core.states import Finished, Lease
 from gpusched.scheduler.environment import lease_environment
@@ -21,12 +22,14 @@ from gpusched.scheduler.rpc.basics import (
     STATES_BACK,
     allocated,
     duration,
+    duration_of,
     job_id,
     outcome,
     outcome_of,
     request_of,
     resources,
     seconds,
+    signal_of,
     timestamp,
     timestamp_at,
 )
@@ -50,6 +53,7 @@ __all__ = [
     "reason_of",
     "request_of",
     "seconds",
+    "signal_of",
     "timestamp",
 ]
 
@@ -115,7 +119,9 @@ def granted(engine: Engine, job: Job, lease: Lease, *, confirmed: bool) -> sched
     )
 
 
-def queued(engine: Engine, job: Job, position: int, total: int, cause: why.Reason) -> scheduler_pb2.AcquireResponse:
+def queued(
+    engine: Engine, job: Job, position: int, total: int, cause: why.Reason, expected: Expected = NOTHING
+) -> scheduler_pb2.AcquireResponse:
     return scheduler_pb2.AcquireResponse(
         queued=scheduler_pb2.Queued(
             job_id=str(job.id),
@@ -123,6 +129,8 @@ def queued(engine: Engine, job: Job, position: int, total: int, cause: why.Reaso
             total=total,
             reason=reason_of(cause),
             submitted_at=timestamp(job.submitted_at),
+            forecast=timestamp(expected.forecast),
+            promise=timestamp(expected.promise),
         )
     )
 
@@ -145,7 +153,14 @@ def ended(effect: do.Ended) -> scheduler_pb2.AcquireResponse:
     )
 
 
-def job(engine: Engine, value: Job, *, arguments: bool, history: Sequence[HistoryLine] | None = None) -> job_pb2.Job:
+def job(
+    engine: Engine,
+    value: Job,
+    *,
+    arguments: bool,
+    history: Sequence[HistoryLine] | None = None,
+    now: float | None = None,
+) -> job_pb2.Job:
     """A job as its viewers see it.
 
     Args:
@@ -164,11 +179,16 @@ def job(engine: Engine, value: Job, *, arguments: bool, history: Sequence[Histor
         resources=resources(spec.request),
         priority=value.priority,
         time_limit=duration(value.time_limit),
+        estimate=duration(spec.estimate),
+        preemptible=spec.preemptible,
         submitted_at=timestamp(value.submitted_at),
         started_at=timestamp(value.started_at),
         holder_pid=value.holder.pid if value.holder else 0,
         node=spec.request.node,
     )
+    if spec.signal is not None:
+        message.preempt_signal.name = spec.signal[0]
+        message.preempt_signal.before.CopyFrom(duration_of(spec.signal[1]))
     if arguments:
         message.command.extend(spec.command)
     if lease is not None:
@@ -183,6 +203,11 @@ def job(engine: Engine, value: Job, *, arguments: bool, history: Sequence[Histor
     if cause is not None:
         message.position = engine.queue.position(value)
         message.reason.CopyFrom(reason_of(cause))
+        expected = NOTHING if now is None else engine.outlook.of(value, now)
+        if expected.forecast is not None:
+            message.forecast.CopyFrom(timestamp_at(expected.forecast))
+        if expected.promise is not None:
+            message.promise.CopyFrom(timestamp_at(expected.promise))
     if history is not None:
         message.history.extend(
             job_pb2.JobEvent(at=timestamp(line.at), state=STATES[line.state], message=line.message)  # type: ignore[arg-type]

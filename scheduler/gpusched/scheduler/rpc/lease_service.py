@@ -58,6 +58,8 @@ class LeaseService:
             ticket.put(do.Granted(job.id, job.status.lease))
             if job.cancelling is not None:
                 ticket.put(do.Notify(job.id, do.NoticeKind.CANCEL, *job.cancelling))
+            elif job.preempting is not None:
+                ticket.put(do.Notify(job.id, do.NoticeKind.PREEMPTION, *job.preempting))
         try:
             # Saved before it is told, so that a place once told outlives the server.
             await self._driver.saved()
@@ -141,7 +143,8 @@ class LeaseService:
             return told
         place = (self._engine.queue.position(job), len(self._engine.queue), cause.message)
         if place != told:
-            await context.write(convert.queued(self._engine, job, place[0], place[1], cause))
+            expected = self._engine.outlook.of(job, self._driver.now())
+            await context.write(convert.queued(self._engine, job, place[0], place[1], cause, expected))
         return place
 
     # -- entering ------------------------------------------------------------------------------------------
@@ -189,6 +192,9 @@ class LeaseService:
             holder=_checked_holder(request.holder, caller.owner) if request.HasField("holder") else None,
             token_hash=token_hash,
             request_id=request.request_id,
+            estimate=convert.seconds(request, "estimate"),
+            preemptible=request.preemptible,
+            signal=convert.signal_of(request),
         )
 
     def _held(self, request: scheduler_pb2.ConfirmRequest | scheduler_pb2.ReleaseRequest, caller: Caller) -> Job:
@@ -229,8 +235,14 @@ class LeaseService:
             )
         position = self._engine.queue.position(job)
         cause = why.foresee(self._engine, job)
+        expected = self._engine.outlook.tried(job, self._driver.now())
         return scheduler_pb2.AcquireResponse(
-            dry_run=scheduler_pb2.DryRun(position=position, reason=convert.reason_of(cause))
+            dry_run=scheduler_pb2.DryRun(
+                position=position,
+                reason=convert.reason_of(cause),
+                forecast=convert.timestamp(expected.forecast),
+                promise=convert.timestamp(expected.promise),
+            )
         )
 
 

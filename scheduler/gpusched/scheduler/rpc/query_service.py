@@ -20,6 +20,7 @@ from gpusched.scheduler.rpc import convert
 from gpusched.scheduler.rpc.callers import Caller
 from gpusched.scheduler.rpc.errors import guarded
 from gpusched.scheduler.rpc.filters import Filter
+from gpusched.scheduler.rpc.policy_convert import policy
 from gpusched.scheduler.rpc.services import Services
 from gpusched.scheduler.rpc.streams import stream
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
@@ -83,8 +84,10 @@ class QueryService:
             pid=about.pid,
             state_id=self._services.state_id,
             admin_socket=about.admin_socket,
-            policy="priority",
+            policy=engine.settings.policy.order,
             caller=caller.owner.name,
+            policy_settings=policy(engine.settings.policy),
+            policy_changed=engine.settings.policy != self._services.policy,
         )
 
     # -- jobs ----------------------------------------------------------------------------------------------

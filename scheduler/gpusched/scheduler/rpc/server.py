@@ -29,6 +29,8 @@ from gpusched.v1 import (
 
 #: Largest message taken, in bytes: a command line with a generous environment of its own.
 MAX_MESSAGE = 1 << 20
+#: How long a call may wait for the event loop to come to it, in seconds.
+MAX_UNSEEN = 24 * 3600
 #: Most files, and so connections, that are asked for where the system sets no limit.
 MAX_FILES = 1 << 20
 
@@ -38,6 +40,8 @@ OPTIONS: list[tuple[str, Any]] = [
     # Stock limits lose calls with a bare CANCELLED when thousands arrive at once, as after a restart.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    # The same happens, unseen by us, to calls that a busy server has not come to within 30 s.
+    ("grpc.server_max_unrequested_time_in_server", MAX_UNSEEN),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
 ]
 

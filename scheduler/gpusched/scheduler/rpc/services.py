@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from gpusched.scheduler.archive import Archive
 from gpusched.scheduler.core.errors import Invalid, NotFound
 from gpusched.scheduler.core.jobs import Job
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.pool import Device
 from gpusched.scheduler.desk import Desk
 from gpusched.scheduler.driver import Driver
@@ -41,6 +42,7 @@ class Services:
     """
     Attributes:
         state_id: names the state that keeps the jobs; another id is another scheduler.
+        policy: that of the configuration, to which an administrator may return.
         streams: those that are open.
     """
 
@@ -55,6 +57,7 @@ class Services:
     tokens: RunTokens
     store: Store
     state_id: str
+    policy: PolicySettings = field(default_factory=PolicySettings)
     streams: Streams = field(default_factory=Streams)
 
     @property
@@ -66,7 +69,7 @@ class Services:
         """A job as a caller may see it; with what happened to it if `history`."""
         arguments = self.callers.sees_arguments(caller, job)
         lines = self.archive.history(job) if history else None
-        message = convert.job(self.driver.engine, job, arguments=arguments, history=lines)
+        message = convert.job(self.driver.engine, job, arguments=arguments, history=lines, now=self.driver.now())
         for attempt in message.attempts:
             attempt.output_path = str(self.launcher.output_path(job, attempt.number))
         return message

@@ -61,7 +61,9 @@ def stream(method: Servicer) -> Servicer:
         finally:
             streams.leave(task)
         try:
-            await abort(context, Unavailable("the scheduler is stopping", reason="SERVER_STOPPING", retry_after=RETRY_AFTER))
+            await abort(
+                context, Unavailable("the scheduler is stopping", reason="SERVER_STOPPING", retry_after=RETRY_AFTER)
+            )
         except Exception as error:
             if not is_gone(error):
                 raise

@@ -64,6 +64,9 @@ class Watch:
 class Watchers:
     """All watching streams. A listener of the driver."""
 
+    #: The effects that it tells of.
+    KINDS = (do.JobChanged, do.QueueChanged, do.DevicesChanged)
+
     def __init__(self) -> None:
         self._of_jobs: set[Watch] = set()
         self._of_gpus: set[Watch] = set()

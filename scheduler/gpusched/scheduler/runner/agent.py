@@ -2,9 +2,10 @@
 
     python -m gpusched.scheduler.runner.agent FD SOFT HARD
 
-FD is a stream socket to the server, SOFT and HARD the limits of open files that commands are to have. The agent imports everything that a supervisor needs, and makes no gRPC object
-ever. It is a child subreaper: what a dead supervisor leaves becomes its child. When the server goes away it stays
-until its last supervisor is gone; the next server starts an agent of its own.
+FD is a stream socket to the server, SOFT and HARD the limits of open files that commands are to have. The agent imports
+everything that a supervisor needs, and makes no gRPC object ever. It is a child subreaper: what a dead supervisor
+leaves becomes its child. When the server goes away it stays until its last supervisor is gone; the next server starts
+an agent of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from gpusched.scheduler.runner import frames
 from gpusched.scheduler.runner.model import Run
 
 MOST_FILES = 65536
+MOST_REPORT_BYTES = 65536
+SETTLED, NOT_SETTLED = b"y", b"n"
 _IGNORED = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 _READ_BYTES = 256 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
@@ -36,6 +39,7 @@ class Child:
     Attributes:
         baton: our share in its connection to the scheduler, which keeps its lease while we hold it; None before it
             has one.
+        report: how its run ended, as it asks us to tell the server; empty where there is nothing to be told.
     """
 
     def __init__(self, run: Run, pid: int, sock: socket.socket) -> None:
@@ -43,13 +47,14 @@ class Child:
         self.pid = pid
         self.sock = sock
         self.baton: int | None = None
+        self.report = b""
         self.status = 0
 
     def read(self) -> bool:
-        """Take what it has sent. False at the end."""
+        """Take what it has sent: its report, and shares in its connections. False at the end."""
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.sock, 64, 4)
+                data, fds, _, _ = socket.recv_fds(self.sock, MOST_REPORT_BYTES, 4)
             except BlockingIOError:
                 return True
             except OSError:
@@ -60,6 +65,14 @@ class Child:
                 self.baton = fd
             if not data:
                 return False
+            if not fds:
+                self.report = data
+
+    def answer(self, settled: bool) -> None:
+        """Tell it what became of its report."""
+        self.report = b""
+        with contextlib.suppress(OSError):
+            self.sock.send(SETTLED if settled else NOT_SETTLED)
 
     def let_go(self) -> None:
         """End its lease, if it was not released, and forget it."""
@@ -146,7 +159,8 @@ class Agent:
         if self._starting:
             return
         try:
-            payload = self._buffer.take()
+            while (payload := self._buffer.take()) is not None and (reply := frames.read_reply(payload)) is not None:
+                self._on_reply(*reply)
         except ValueError as error:
             _log(f"what the server sends makes no sense: {error}")
             self._server_gone()
@@ -194,6 +208,16 @@ class Agent:
     def _on_child(self, child: Child) -> None:
         if not child.read():
             self._loop.forget(child.sock.fileno())
+        if child.report and self._server is None:
+            child.answer(settled=False)
+        elif child.report:
+            self._answer(frames.REPORT, child.job_id, child.epoch, report=child.report.decode("ascii"))
+            child.report = b""
+
+    def _on_reply(self, job_id: str, epoch: int, settled: bool) -> None:
+        for child in self._children.values():
+            if (child.job_id, child.epoch) == (job_id, epoch):
+                child.answer(settled)
 
     # -- cleaning up ---------------------------------------------------------------------------------------
 

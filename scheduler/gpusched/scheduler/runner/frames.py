@@ -14,8 +14,12 @@ TAKEN = "taken"
 STARTED = "started"
 """The run's supervisor was forked; with its `pid`."""
 FAILED = "failed"
-"""The run could not be started, or its supervisor died without saying that nothing is left; with a `message` for people.
-Nothing is left of the command by then."""
+"""The run could not be started, or its supervisor died without a word; with a `message` for people. Nothing is left of
+the command by then."""
+
+REPORT = "report"
+"""The run has ended; with its `report`, as text. The server answers by a frame that `reply` makes."""
+_REPLY = b'{"reply"'
 
 
 def pack(payload: str | bytes) -> bytes:
@@ -35,6 +39,19 @@ def read_answer(payload: bytes) -> tuple[str, str, int, dict[str, Any]]:
     """Kind, job, epoch and all fields of a payload that `answer` made."""
     fields = json.loads(payload)
     return fields["kind"], fields["job_id"], fields["epoch"], fields
+
+
+def reply(job_id: str, epoch: int, *, settled: bool) -> bytes:
+    """A frame of the server's: whether a report is dealt with; else it is to be delivered in the other way."""
+    return pack(json.dumps({"reply": settled, "job_id": job_id, "epoch": epoch}))
+
+
+def read_reply(payload: bytes) -> tuple[str, int, bool] | None:
+    """Job, epoch and whether it is settled, of a payload that `reply` made; None for any other, which is a run."""
+    if not payload.startswith(_REPLY):
+        return None
+    fields = json.loads(payload)
+    return fields["job_id"], fields["epoch"], fields["reply"]
 
 
 class Buffer:

@@ -80,6 +80,7 @@ class Link:
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._backoff = FIRST_BACKOFF
+        self.started = False
         #: True while a stream lives that the right server state has accepted.
         self.attached = False
         #: How the run ended, as soon as it has. Where there is no stream then, it is sent without opening one.
@@ -87,6 +88,7 @@ class Link:
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
+        self.started = True
         threading.Thread(target=self._keep, name="link", daemon=True).start()
 
     def release_at_once(self, report: Report) -> bool:

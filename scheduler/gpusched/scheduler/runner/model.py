@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Run:
 
     def to_json(self) -> str:
         """ASCII text; bytes that are no text (surrogates) come through unharmed."""
-        return json.dumps(asdict(self))
+        return json.dumps({each.name: getattr(self, each.name) for each in fields(self)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
@@ -91,3 +91,15 @@ class Report:
     cpu: float = 0.0
     peak_memory_bytes: int = 0
     gpu_seconds: float = 0.0
+
+    def to_json(self) -> str:
+        """ASCII text; bytes that are no text (surrogates) come through unharmed."""
+        return json.dumps({each.name: getattr(self, each.name) for each in fields(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """The report that `to_json` wrote. Raises ValueError if the text is none."""
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"not a report: {error}") from None

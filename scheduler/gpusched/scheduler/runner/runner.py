@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.runner import frames
-from gpusched.scheduler.runner.model import Run
+from gpusched.scheduler.runner.model import Report, Run
 
 log = logging.getLogger("gpusched.runner")
 
@@ -26,6 +27,8 @@ YOUNG_SECONDS = 5.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 TRIES = 3
 
+OnReport = Callable[[str, int, Report], Awaitable[bool]]
+"""Told the job, the epoch and how the run ended; gives whether that is dealt with."""
 OnFailed = Callable[[str, int, str], None]
 """Told the job, the epoch and, for people, why there is no run."""
 
@@ -44,7 +47,7 @@ class ProcessRunner:
     Supervisors live on when this is closed, when the server dies, and when the agent dies.
     """
 
-    def __init__(self, on_failed: OnFailed, log_path: Path) -> None:
+    def __init__(self, on_failed: OnFailed, log_path: Path, on_report: OnReport | None = None) -> None:
         """Nothing is started yet.
 
         Args:
@@ -52,8 +55,12 @@ class ProcessRunner:
                 supervisor died, with the lease or before it had that; nothing of the command is left then. If only the
                 agent died while it started the run, a supervisor may be on its way: it ends when its lease is refused.
             log_path: file that gets what agents and supervisors have to say about themselves.
+            on_report: called in the event loop when a run has ended; where it fails, is slow or is not given,
+                supervisors end their leases by a call.
         """
         self._on_failed = on_failed
+        self._on_report = on_report
+        self._reports: set[asyncio.Task[None]] = set()
         self._log_path = log_path
         self._pending: dict[tuple[str, int], _Pending] = {}
         self._agent: _AgentLink | None = None
@@ -115,6 +122,11 @@ class ProcessRunner:
 
     def _on_answer(self, kind: str, job_id: str, epoch: int, message: str) -> None:
         key = (job_id, epoch)
+        if kind == frames.REPORT:
+            task = asyncio.get_running_loop().create_task(self._settle(self._agent, key, message))
+            self._reports.add(task)
+            task.add_done_callback(self._reports.discard)
+            return
         self._failures = 0
         if kind == frames.TAKEN:
             if key in self._pending:
@@ -123,6 +135,16 @@ class ProcessRunner:
         self._pending.pop(key, None)
         if kind == frames.FAILED:
             self._on_failed(job_id, epoch, message)
+
+    async def _settle(self, link: _AgentLink | None, key: tuple[str, int], text: str) -> None:
+        """A run has ended."""
+        settled = False
+        try:
+            settled = self._on_report is not None and await self._on_report(*key, Report.from_json(text))
+        except Exception:
+            log.exception("the report of job %s failed", key[0])
+        if link is not None:
+            link.send(frames.reply(*key, settled=settled))
 
     def _on_gone(self, link: _AgentLink) -> None:
         """The agent has died. What it had taken may run or not; what it had not is for the next one."""
@@ -190,14 +212,14 @@ class _AgentLink(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not every event loop's transports inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer.feed(data)
         while (payload := self._buffer.take()) is not None:
             kind, job_id, epoch, fields = frames.read_answer(payload)
-            self._on_answer(kind, job_id, epoch, fields.get("message", ""))
+            self._on_answer(kind, job_id, epoch, fields.get("message", fields.get("report", "")))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

@@ -20,6 +20,7 @@ from gpusched.client.gsrun import linux, tree
 from gpusched.client.gsrun.loop import Loop
 from gpusched.client.units import format_duration
 from gpusched.scheduler.runner import spawn
+from gpusched.scheduler.runner.agent import SETTLED
 from gpusched.scheduler.runner.link import Link
 from gpusched.scheduler.runner.model import Report, Run
 from gpusched.scheduler.runner.usage import Meter
@@ -30,8 +31,10 @@ COMMAND_UMASK = 0o022
 LIMIT_NOTICE_SECONDS = 300.0
 SLACK_SECONDS = 2.0
 """So long before a notice's deadline the work is killed, for the report to get through."""
-QUICK_SECONDS = 0.01
-"""A command that ends within this time is reported by a single call, without a stream for it."""
+QUICK_SECONDS = 0.03
+"""A command that ends within this time is reported without a stream for it."""
+AGENT_SECONDS = 2.0
+"""So long the agent, and the server behind it, may take for a report; then we call the server ourselves."""
 FIRST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 2.0
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.1, 1.0
 LOOK_FOR_STATE_SECONDS = 5.0
@@ -67,6 +70,7 @@ class Supervisor:
         self._retry_after = FIRST_RETRY_SECONDS
         #: What to exit with when nothing is left of the command; None where that is to be reported first.
         self._exit_with: int | None = None
+        self._called = False
         #: Since when the server's state directory is not there.
         self._gone_since: float | None = None
 
@@ -95,6 +99,7 @@ class Supervisor:
             self._work.started(spawn.start(run.command, run.environment, self._output.fd))
             self._meter.started()
         except spawn.CannotRun as error:
+            self._loop.cancel_timer("link")
             self._say(str(error))
             self._report(Report(exit_status=error.code, message=str(error)))
             return
@@ -127,7 +132,7 @@ class Supervisor:
 
     def _finished(self) -> None:
         """Nothing is left of the command."""
-        for timer in ("sample", "limit", "limit notice"):
+        for timer in ("link", "sample", "limit", "limit notice"):
             self._loop.cancel_timer(timer)
         if self._exit_with is not None:
             os._exit(self._exit_with)
@@ -177,14 +182,39 @@ class Supervisor:
         os._exit(_CLEAN)
 
     def _report(self, report: Report) -> None:
+        """Have the agent tell the server, which is cheapest: a quick job then needs no connection of its own."""
         self._link.report = report
         if self._run.state_directory:
             self._loop.set_timer("abandoned", LOOK_FOR_STATE_SECONDS, self._look_for_state)
-        if not self._loop.has_timer("link"):
-            self._deliver()
-        elif self._link.release_at_once(report):
+        self._loop.watch(self._agent.fileno(), self._on_agent)
+        self._loop.set_timer("agent", AGENT_SECONDS, self._call)
+        try:
+            self._agent.send(report.to_json().encode())
+        except OSError:
+            self._call()
+
+    def _on_agent(self) -> None:
+        """The agent has an answer, or is gone."""
+        try:
+            settled = self._agent.recv(64) == SETTLED
+        except OSError:
+            settled = False
+        if settled:
             os._exit(_CLEAN)
-        # Else the link begins when it is due, and has the report to deliver.
+        self._loop.forget(self._agent.fileno())
+        self._call()
+
+    def _call(self) -> None:
+        """Report by a call of our own, once."""
+        if self._called or self._link.report is None:
+            return
+        self._called = True
+        if self._link.started:
+            self._deliver()
+        elif self._link.release_at_once(self._link.report):
+            os._exit(_CLEAN)
+        else:
+            self._link.start()  # it has the report to deliver
 
     def _deliver(self) -> None:
         """Report, where there is something to report and somebody to hear it. The link does it where there is not."""
@@ -203,7 +233,9 @@ class Supervisor:
             self._gone_since = time.monotonic()
         elif time.monotonic() - self._gone_since > ABANDONED_SECONDS:
             path = self._run.state_directory
-            print(f"gpusched: job {self._run.job_id} has ended and nobody is left to hear it: {path} is gone", flush=True)
+            print(
+                f"gpusched: job {self._run.job_id} has ended and nobody is left to hear it: {path} is gone", flush=True
+            )
             os._exit(_CLEAN)
         self._loop.set_timer("abandoned", LOOK_FOR_STATE_SECONDS, self._look_for_state)
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.model import NodeInfo, Placement
 from gpusched.scheduler.core.policy import BACKFILLS, CANDIDATES, ORDERS, PolicySettings
-from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.simulate import plot, report
 from gpusched.scheduler.simulate.filters import Filter, parse_filter
 from gpusched.scheduler.simulate.metrics import measure
 from gpusched.scheduler.simulate.options import AUTO, parse
 from gpusched.scheduler.simulate.readers import Log, read_log
-from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay
+from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, SimulationError, flat_pool, node_pool
 
 _KNOBS = ("depth", "freeze_bypasses", "freeze_wait", "aging", "starvation", "half_life")
@@ -122,7 +121,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> None:
     outcomes = []
     for policy in plan.policies:
         events = Events(args.events) if args.events != AUTO else _events_of(policy)
-        settings = Settings(policy=policy, check_released=False, keep_ended=0, limit_notice=0.0)
+        settings = settings_for(policy)
         gantt = bool(args.plot) and plot.wants_placements(args.plot_kind, len(jobs))
         began = time.perf_counter()
         with _without_collections():

@@ -143,9 +143,9 @@ def averages(
         nonlocal at
         while at < until:
             interval = min(int((at - first) / length), points - 1)
+            if interval < points - 1 and first + (interval + 1) * length <= at:  # rounding
+                interval += 1
             end = until if interval == points - 1 else min(until, first + (interval + 1) * length)
-            if end <= at:  # rounding
-                end = until
             sums[interval] += level * (end - at)
             at = end
 

@@ -18,6 +18,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.jobs import JobId, JobSpec
 from gpusched.scheduler.core.model import NodeInfo, Owner, Placement, Request
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Outcome
 from gpusched.scheduler.simulate.workload import LoggedJob, Seconds, SimulationError
@@ -28,6 +29,8 @@ _INSTANT = 1e-3
 _FORGET_EVERY = 256
 #: Deadlines that may pass without a start when nothing else is left to happen.
 _PATIENCE = 1000
+#: Seconds until what never comes.
+_NEVER = 1e12
 _ENDED_WELL = Outcome(exit_status=0)
 _PASS = ev.Pass()
 _TICK = ev.Tick()
@@ -71,6 +74,15 @@ class Replayed:
     outlived: int = 0
 
 
+def settings_for(policy: PolicySettings) -> Settings:
+    """Settings of a simulated server under a policy.
+
+    Nobody looks at simulated devices, and no log has a job that outlives its limit (see `Replayed.outlived`), so
+    nothing need be done about either.
+    """
+    return Settings(policy=policy, check_released=False, keep_ended=0, limit_notice=-_NEVER, end_grace=_NEVER)
+
+
 def replay(
     jobs: Sequence[LoggedJob],
     nodes: tuple[NodeInfo, ...],
@@ -86,7 +98,7 @@ def replay(
     Args:
         jobs: in the order in which they are submitted; times must not go back.
         nodes: where they run.
-        settings: the policy, and `check_released=False`, for nobody looks at simulated devices.
+        settings: those of `settings_for`, as a rule; released devices must be free at once.
         estimate: what the engine is told of run times.
         events: what comes first at one instant.
         placement: how jobs choose among nodes.

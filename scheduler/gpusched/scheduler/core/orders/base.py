@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from gpusched.scheduler.core.jobs import Job
-    from gpusched.scheduler.core.states import Lease
 
 #: Place within a lane: numbers, the last of which is the job's id, so that keys are unique.
 Key: TypeAlias = tuple[Any, ...]
@@ -40,13 +39,3 @@ class Order:
     def promote_at(self, job: Job) -> float | None:
         """When the key of a waiting job changes by itself (seconds of the engine's clock), None for never."""
         return None
-
-    def estimate(self, job: Job) -> float | None:
-        """How long a job's work is expected to take, in seconds, None if nobody can say."""
-        return job.spec.estimate
-
-    def started(self, job: Job, now: float) -> None:
-        """A job has got its devices."""
-
-    def ended(self, job: Job, lease: Lease, now: float) -> None:
-        """A job no longer has its devices."""

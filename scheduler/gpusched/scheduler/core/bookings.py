@@ -1,0 +1,186 @@
+"""Conservative backfill: every waiting job has a booking, and no booking ever gets later by what others do.
+
+A new job books the earliest hole that is left. When work ends before its limit, the plan is compressed one job at a
+time, in the queue's order: its booking is taken out, fitted anew and put back. Its old place is still there then, so
+it can only come forward (policy.md, "Conservative"). Bookings are made anew, and may get later, only when the order
+or the capacity changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gpusched.scheduler.core.ends import NEVER, Ends
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.planner import Start
+from gpusched.scheduler.core.pool import Pool
+from gpusched.scheduler.core.profile import CountProfile, DeviceProfile, Hold, Profile
+from gpusched.scheduler.core.queue import JobQueue, Verdict, limit_of
+
+
+@dataclass(slots=True)
+class _Booking:
+    job: Job
+    start: float
+    end: float
+    hold: Hold
+
+
+@dataclass(slots=True)
+class _Run:
+    end: float
+    hold: Hold
+
+
+class Bookings:
+    """The plan for all waiting jobs, kept from pass to pass."""
+
+    def __init__(self) -> None:
+        self._profile: Profile | None = None
+        self._booked: dict[JobId, _Booking] = {}
+        self._running: dict[JobId, _Run] = {}
+        self._key: object = None
+        self._order: list[JobId] = []
+
+    def start_of(self, job: Job) -> float | None:
+        """When a waiting job starts at the latest, None if that is not known (work without a limit is in the way)."""
+        booking = self._booked.get(job.id)
+        return None if booking is None else booking.start
+
+    def next_start(self, now: float) -> float | None:
+        """The first booking that is yet to come."""
+        return min((each.start for each in self._booked.values() if each.start > now), default=None)
+
+    def starts(
+        self,
+        queue: JobQueue,
+        pool: Pool,
+        ends: Ends,
+        now: float,
+        slots: int | None = None,
+        left_out: Callable[[Job], bool] | None = None,
+    ) -> Iterator[Start]:
+        """Bring the plan up to date and decide what starts. The caller performs each start before the next.
+
+        Args:
+            queue: who waits.
+            pool: all devices.
+            ends: when running jobs end at the latest.
+            now: seconds of the engine's clock.
+            slots: at most so many starts, None for any number.
+            left_out: whether a waiting job is to have no booking now.
+        """
+        waiting = [job for job in queue if job.awake and not (left_out and left_out(job))]
+        self._update(waiting, pool, ends, now)
+        first: Job | None = None
+        passed: list[Job] = []
+        for job in waiting:
+            if left_out and left_out(job):
+                continue  # by what has started since
+            booking = self._booked.get(job.id)
+            if booking is not None and booking.start <= now and slots != 0:
+                assert self._profile is not None
+                devices = self._profile.place_now(job.request, booking.hold)
+                if devices is not None:
+                    self._begin(booking, now)
+                    slots = None if slots is None else slots - 1
+                    yield Start(job, devices, tuple(passed))
+                    continue
+            found = queue.class_of(job)
+            found.verdict = Verdict.WAITS if first is None else Verdict.BEHIND
+            found.blocked_by = None if first is None else first.id
+            first = first or job
+            if len(passed) < 8:
+                passed.append(job)
+        self._order = [job.id for job in waiting]
+
+    # -- keeping the plan ----------------------------------------------------------------------------------
+
+    def _update(self, waiting: list[Job], pool: Pool, ends: Ends, now: float) -> None:
+        plain = all(not job.request.shaped and pool.everything(pool.eligible(job.request)) for job in waiting)
+        key = (plain, pool.capacity_changes)
+        overrun = any(run.end < now and number in ends for number, run in self._running.items())
+        if self._profile is None or key != self._key or overrun or self._reordered(waiting):
+            self._key = key
+            self._rebuild(waiting, pool, ends, now, plain=plain)
+            return
+        profile = self._profile
+        profile.forget(now)
+        early = False
+        for ended in [number for number in self._running if number not in ends]:
+            run = self._running.pop(ended)
+            if run.end > now:
+                profile.give(run.hold, now, run.end)
+                early = True
+        alive = {job.id for job in waiting}
+        for left in [number for number in self._booked if number not in alive]:
+            gone = self._booked.pop(left)
+            profile.give(gone.hold, gone.start, gone.end)
+            early = True
+        for end, number, devices in ends:
+            if number not in self._running:  # started by somebody else: after a restart, by hand
+                run = self._running[JobId(number)] = _Run(max(end, now), profile.hold_of(devices))
+                profile.take(run.hold, now, run.end)
+        if early:
+            self._compress(waiting, now)
+        else:
+            for job in waiting:
+                if job.id not in self._booked:
+                    self._book(job, now)
+
+    def _reordered(self, waiting: list[Job]) -> bool:
+        """Whether anybody stands where he did not, or somebody new before others."""
+        alive = {job.id for job in waiting}
+        before = [number for number in self._order if number in alive]
+        return before != [job.id for job in waiting[: len(before)]]
+
+    def _rebuild(self, waiting: list[Job], pool: Pool, ends: Ends, now: float, *, plain: bool) -> None:
+        free = pool.free_soon()
+        count = sum(map(len, free.values()))
+        profile: Profile = CountProfile(pool, count, now) if plain else DeviceProfile(pool, free, now)
+        self._profile = profile
+        self._booked, self._running = {}, {}
+        for end, number, devices in ends:
+            # One that outlives its limit may go at any moment; until it does, its devices are not there.
+            until = end if end > now else now + 1.0
+            hold = profile.hold_of(devices)
+            self._running[JobId(number)] = _Run(until, hold)
+            # Held devices are not in `free`: they come when the job ends.
+            if until != NEVER:
+                profile.give(hold, until, NEVER)
+        for job in waiting:
+            self._book(job, now)
+
+    def _compress(self, waiting: list[Job], now: float) -> None:
+        profile = self._profile
+        assert profile is not None
+        for job in waiting:
+            booking = self._booked.pop(job.id, None)
+            if booking is not None:
+                if booking.start <= now:  # it cannot come any earlier
+                    self._booked[job.id] = booking
+                    continue
+                profile.give(booking.hold, booking.start, booking.end)
+            self._book(job, now)
+
+    def _book(self, job: Job, now: float) -> None:
+        profile = self._profile
+        assert profile is not None
+        limit = limit_of(job)
+        found = profile.earliest(job.request, limit, now)
+        if found is None:
+            return
+        start, hold = found
+        self._booked[job.id] = _Booking(job, start, start + limit, hold)
+        profile.take(hold, start, start + limit)
+
+    def _begin(self, booking: _Booking, now: float) -> None:
+        """A job starts as booked."""
+        profile = self._profile
+        assert profile is not None
+        del self._booked[booking.job.id]
+        end = now + limit_of(booking.job)
+        # A moment late, as timers are, is a moment later at its end.
+        profile.take(booking.hold, booking.end, end)
+        self._running[booking.job.id] = _Run(end, booking.hold)

@@ -1,0 +1,166 @@
+"""When a waiting job will start: a promise made from time limits, and a forecast made from what is expected.
+
+The promise holds as long as nobody with a higher claim comes and no device is lost. Under strict order every job
+has one, under conservative backfill its booking is one, under EASY only the jobs that have a reservation have one.
+The forecast is a plan of the same queue with expected run times instead of limits, and may move either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.pool import Pool
+from gpusched.scheduler.core.profile import NEVER, CountProfile, DeviceProfile, Profile
+from gpusched.scheduler.core.queue import limit_of
+
+if TYPE_CHECKING:
+    from gpusched.scheduler.core.ground import Ground
+
+#: So many jobs from the front are planned; beyond, the forecast goes by the work ahead.
+DEPTH = 200
+#: A plan is used for so long, in seconds, however much happens meanwhile.
+KEEP = 1.0
+#: The same, where somebody asks who was not there when it was made.
+KEEP_NEW = 0.05
+#: Work that has outlived its estimate is expected to take so much of the time it has had already.
+OUTLIVED = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Times on the engine's clock, None where nothing can be said.
+
+    Attributes:
+        promise: the job starts then at the latest.
+        forecast: the job is expected to start then.
+    """
+
+    promise: float | None = None
+    forecast: float | None = None
+
+
+NOTHING = Expected()
+
+
+class Outlook:
+    """Plans for the queue, made when somebody asks and kept for a moment.
+
+    Args:
+        ground: the engine's state.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._made_at = -NEVER
+        self._forecasts: dict[JobId, float] = {}
+        self._promises: dict[JobId, float] = {}
+        self._work = 0.0  # GPU-seconds of each planned job, on average
+        self._last = 0.0  # the latest planned start
+
+    def of(self, job: Job, now: float) -> Expected:
+        """What a waiting job may expect."""
+        ground = self._ground
+        if not job.awake or ground.paused is not None or ground.halted is not None:
+            return NOTHING
+        age = now - self._made_at
+        new = self._made_at < job.submitted_at and len(self._forecasts) < DEPTH
+        if not 0 <= age < (KEEP_NEW if new else KEEP):
+            self._make(now)
+        forecast = self._forecasts.get(job.id)
+        if forecast is None and len(self._forecasts) == DEPTH:
+            ahead = ground.queue.rank(job) - DEPTH
+            forecast = self._last + max(0, ahead) * self._work / max(1, len(ground.pool.devices))
+        promise = self._promise(job)
+        if promise is not None and forecast is not None:
+            forecast = min(forecast, promise)
+        return Expected(
+            None if promise is None else max(promise, now), None if forecast is None else max(forecast, now)
+        )
+
+    def tried(self, job: Job, now: float) -> Expected:
+        """The same for a job that is not in the queue: what it could expect if it were submitted now."""
+        ground = self._ground
+        if ground.paused is not None or ground.halted is not None:
+            return NOTHING
+        rank = ground.queue.rank(job)
+        ahead = [each for each in islice(ground.queue, min(rank, DEPTH)) if each.awake]
+        forecast = self._plan([*ahead, job], now, self._duration, strict=False).get(job.id)
+        promise = None
+        if ground.settings.policy.backfill != "easy" or not ahead:
+            strict = ground.settings.policy.backfill == "none"
+            promise = self._plan([*ahead, job], now, limit_of, strict=strict).get(job.id)
+        if promise is not None and forecast is not None:
+            forecast = min(forecast, promise)
+        return Expected(promise, forecast)
+
+    def _promise(self, job: Job) -> float | None:
+        ground = self._ground
+        if ground.bookings is not None:
+            promise = ground.bookings.start_of(job)
+        elif ground.settings.policy.backfill == "easy":
+            promise = ground.promised.get(job.id)
+        else:
+            promise = self._promises.get(job.id)
+        return None if promise is None or promise == NEVER else promise
+
+    def _make(self, now: float) -> None:
+        ground = self._ground
+        self._made_at = now
+        waiting = [job for job in islice(ground.queue, DEPTH * 2) if job.awake][:DEPTH]
+        strict = ground.settings.policy.backfill == "none"
+        self._forecasts = self._plan(waiting, now, self._duration, strict=strict)
+        self._promises = self._plan(waiting, now, limit_of, strict=True) if strict else {}
+        self._last = max(self._forecasts.values(), default=now)
+        work = [self._duration(job) * job.request.gpus for job in waiting if job.id in self._forecasts]
+        self._work = sum(work) / len(work) if work else 0.0
+
+    def _duration(self, job: Job) -> float:
+        expected = self._ground.estimates.of(job)
+        if expected is None:
+            expected = self._ground.estimates.typical()
+        return NEVER if expected is None else expected
+
+    def _plan(
+        self, waiting: Iterable[Job], now: float, duration: Callable[[Job], float], *, strict: bool
+    ) -> dict[JobId, float]:
+        """Start times, in the queue's order, if work takes as long as told; those that never come are left out."""
+        ground = self._ground
+        waiting = list(waiting)
+        profile = _profile(ground.pool, waiting, now)
+        for job in ground.running.values():
+            lease = job.lease
+            assert lease is not None
+            end = lease.granted_at + duration(job)
+            if end <= now:
+                # It has outlived what was expected of it; a limit, though, is kept.
+                end = now + OUTLIVED * (now - lease.granted_at)
+                if lease.expires_at is not None:
+                    end = max(now, min(end, lease.expires_at))
+            if end != NEVER:
+                profile.give(profile.hold_of(lease.devices), end, NEVER)
+        starts: dict[JobId, float] = {}
+        after: dict[frozenset[str], float] = {}
+        for job in waiting:
+            eligible = ground.pool.eligible(job.request)
+            begin = now
+            if strict:
+                begin = max((at for other, at in after.items() if not eligible.isdisjoint(other)), default=now)
+            takes = duration(job)
+            found = None if begin == NEVER else profile.earliest(job.request, takes, begin)
+            if strict:
+                after[eligible] = NEVER if found is None else max(found[0], after.get(eligible, now))
+            if found is not None:
+                starts[job.id] = found[0]
+                profile.take(found[1], found[0], found[0] + takes)
+        return starts
+
+
+def _profile(pool: Pool, waiting: Sequence[Job], now: float) -> Profile:
+    free = pool.free_soon()
+    if all(not job.request.shaped and pool.everything(pool.eligible(job.request)) for job in waiting):
+        return CountProfile(pool, sum(map(len, free.values())), now)
+    return DeviceProfile(pool, free, now)

@@ -1,0 +1,138 @@
+"""Policies: what may be set, and what each order does by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from core.support import Box
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.errors import Invalid
+from gpusched.scheduler.core.jobs import JobId
+from gpusched.scheduler.core.policy import PolicySettings, Quota
+
+NewBox = Callable[..., Box]
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"order": "lifo"}, "there is no policy 'lifo'; there are: fifo, priority, sjf, fair_share, fcfs"),
+    ({"backfill": "some"}, "policy.backfill: 'some' is none of none, easy, conservative"),
+    ({"candidates": "x"}, "policy.candidates"),
+    ({"depth": 0}, "policy.depth: 0 is not from 1"),
+    ({"freeze_bypasses": -1}, "policy.freeze_bypasses"),
+    ({"freeze_wait": -1.0}, "policy.freeze_wait"),
+    ({"aging": math.nan}, "policy.aging"),
+    ({"starvation": math.inf}, "policy.starvation"),
+    ({"half_life": 0.0}, "policy.half_life: 0 is not allowed; it must be above 0"),
+    ({"shares": (("x", -1.0),)}, "policy.shares"),
+    ({"user_gpus": -1}, "policy.user_gpus"),
+    ({"quotas": (Quota("", 1),)}, "policy.quotas"),
+    ({"quotas": (Quota("x", -1),)}, "policy.quotas"),
+]
+
+
+@pytest.mark.parametrize(("knobs", "text"), BAD)
+def test_what_may_not_be_set(knobs: dict[str, Any], text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        PolicySettings(**knobs)
+    assert text in str(caught.value) and caught.value.field.startswith("policy.")
+
+
+def test_fcfs_is_fifo() -> None:
+    assert PolicySettings("fcfs").order == "fifo"
+
+
+def served(b: Box, jobs: list[JobId]) -> list[JobId]:
+    """The order in which one GPU goes round."""
+    order = []
+    while b.running:
+        (running,) = b.running
+        order.append(running)
+        b.release(running, 0)
+    return [job for job in order if job in jobs]
+
+
+def one_gpu(box: NewBox, **knobs: Any) -> Box:
+    b = box("1", policy=PolicySettings(backfill="none", **knobs))
+    b.submit(1)
+    return b
+
+
+def test_fifo_does_not_look_at_priorities(box: NewBox) -> None:
+    b = one_gpu(box, order="fifo")
+    jobs = [b.submit(1, priority=priority) for priority in (0, 5, 1)]
+    assert served(b, jobs) == jobs
+
+
+def test_waiting_is_worth_tiers(box: NewBox) -> None:
+    b = one_gpu(box, order="priority", aging=100.0)
+    low = b.submit(1, priority=0)
+    b.wait(150)
+    high, higher = b.submit(1, priority=1), b.submit(1, priority=2)
+    assert served(b, [low, high, higher]) == [higher, low, high], "150 s are worth a tier and a half"
+
+
+def test_the_shortest_goes_first_and_the_unknown_last(box: NewBox) -> None:
+    b = one_gpu(box, order="sjf")
+    unknown = b.submit(1)
+    long, short = b.submit(1, time_limit=500.0), b.submit(1, time_limit=50.0)
+    told = b.submit(1, time_limit=900.0, estimate=5.0)
+    urgent = b.submit(1, time_limit=900.0, priority=1)
+    jobs = [unknown, long, short, told, urgent]
+    assert served(b, jobs) == [urgent, told, short, long, unknown]
+
+
+def test_run_times_are_learned(box: NewBox) -> None:
+    b = box("1", policy=PolicySettings("sjf", "none"))
+    for name, seconds in (("quick", 10.0), ("slow", 400.0)):
+        job = b.submit(1, name=name)
+        b.wait(seconds)
+        b.release(job, 0)
+    b.submit(1)
+    slow, quick, middle = b.submit(1, name="slow"), b.submit(1, name="quick"), b.submit(1, time_limit=100.0)
+    assert [b.job(job).expected for job in (slow, quick, middle)] == [400.0, 10.0, 100.0]
+    assert served(b, [slow, quick, middle]) == [quick, middle, slow]
+
+
+def test_a_long_job_does_not_starve_under_shortest_first(box: NewBox) -> None:
+    b = one_gpu(box, order="sjf", starvation=100.0)
+    long = b.submit(1, time_limit=5000.0)
+    b.wait(60)
+    short = [b.submit(1, time_limit=10.0) for _ in range(2)]
+    assert b.waiting == [*short, long]
+    b.wait(41)
+    assert b.waiting == [long, *short], "it has waited a hundred seconds"
+
+
+def test_fair_share_goes_by_what_was_used(box: NewBox) -> None:
+    b = box("1", policy=PolicySettings("fair_share", "none", half_life=1e6))
+    first = b.submit(1, user="alice")
+    b.wait(100)
+    mine = [b.submit(1, user="alice") for _ in range(2)]
+    theirs = [b.submit(1, user="bob") for _ in range(2)]
+    b.happen(ev.Tick())
+    assert b.waiting == [*theirs, *mine], "alice has used a hundred GPU-seconds, bob none"
+    assert [b.engine.queue.position(b.job(job)) for job in (*theirs, *mine)] == [1, 2, 3, 4]
+    b.release(first, 0)
+    assert b.running == [theirs[0]]
+    b.wait(300)
+    b.release(theirs[0], 0)
+    assert b.running == [mine[0]], "now bob has used more"
+
+
+def test_a_policy_is_changed_while_jobs_wait(box: NewBox) -> None:
+    b = one_gpu(box, order="fifo")
+    long, short = b.submit(1, time_limit=500.0), b.submit(1, time_limit=50.0)
+    high = b.submit(1, priority=3)
+    assert b.waiting == [long, short, high]
+    b.happen(ev.SetPolicy(PolicySettings("sjf", "none"), "kept"))
+    assert b.waiting == [high, short, long]
+    assert b.engine.take_changes().settings["policy"] == "kept"
+    b.happen(ev.SetPolicy(PolicySettings("priority", "none")))
+    assert b.waiting == [high, long, short]
+    assert b.engine.take_changes().settings["policy"] is None
+    b.happen(ev.SetPolicy(PolicySettings("fair_share", "conservative")))
+    b.happen(ev.SetPolicy(PolicySettings("fifo", "none")))
+    assert b.waiting == [long, short, high], "and back: nothing was lost"

@@ -1,0 +1,47 @@
+"""Jobs as they are kept: all of a request comes back, and so does what an older version kept."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpusched.scheduler.codec import job_of, record_of
+from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
+from gpusched.scheduler.core.model import Owner, Placement, Request
+from gpusched.scheduler.core.states import Queued
+
+NAMES = st.lists(st.text(max_size=5), max_size=3).map(tuple)
+
+
+def kept(request: Request) -> Job:
+    spec = JobSpec(Owner(1000, "alice"), request)
+    return Job(id=JobId(7), spec=spec, submitted_at=1.0, priority=0, name="", status=Queued(1.0, None))
+
+
+@given(
+    st.builds(
+        Request,
+        st.integers(1, 9),
+        st.integers(0, 2**40),
+        st.text(max_size=3),
+        st.text(max_size=3),
+        nodes=NAMES,
+        gpu_ids=NAMES,
+        exclude=NAMES,
+        labels=st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=2).map(tuple),
+        per_node=st.integers(0, 9),
+        placement=st.sampled_from(list(Placement)),
+    )
+)
+def test_a_request_comes_back_as_it_was(request_: Request) -> None:
+    again = job_of(record_of(kept(request_))).spec.request
+    assert again == request_ and hash(again) == hash(request_)
+
+
+def test_a_request_of_an_older_version() -> None:
+    record = record_of(kept(Request(2, 5, "h100", "a")))
+    data = json.loads(record.data)
+    assert "where" not in data["spec"], "what most do not say is not kept either"
+    assert job_of(record).spec.request == Request(2, 5, "h100", "a")
