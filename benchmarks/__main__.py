@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batch, command, cycles, grant, kill, report, restart, submits, waiters
+from benchmarks import batch, command, cycles, grant, growth, kill, report, restart, submits, waiters
 from benchmarks.measure import FULL, QUICK, Effort, Row
 
 FIGURES: dict[str, Callable[[Effort], list[Row]]] = {
@@ -20,6 +20,7 @@ FIGURES: dict[str, Callable[[Effort], list[Row]]] = {
     "submits": submits.run,
     "batch": batch.run,
     "restart": restart.run,
+    "growth": growth.run,
 }
 
 

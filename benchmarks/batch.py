@@ -155,7 +155,7 @@ def _burst(server: Server, client: Client) -> float:
         status = client.status()
         if not status.jobs_queued and not status.jobs_running:
             return time.perf_counter() - began
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 def _spool(directory: Path) -> float | None:

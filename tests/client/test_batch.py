@@ -89,6 +89,8 @@ def test_what_makes_no_sense_is_said_before_anything_is_asked(here):
         ({"gpus": 1.5}, "gpus"),
         ({"gpus": True}, "gpus"),
         ({"time_limit": "soon"}, "time_limit"),
+        ({"estimate": "soon"}, "estimate"),
+        ({"signal": "@60"}, "signal"),
         ({"after": ["x"]}, "after"),
         ({"after": ["3:later"]}, "after"),
         ({"begin": "tomorrowish"}, "begin"),

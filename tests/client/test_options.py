@@ -22,6 +22,12 @@ def test_everything_as_people_write_it():
     assert asked.address == "127.0.0.1:7"
 
 
+def test_what_a_job_says_of_itself():
+    asked = options(estimate="1h30m", preemptible=True, signal="SIGusr1@2m")
+    assert (asked.estimate, asked.preemptible, asked.signal) == (5400.0, True, ("USR1", 120.0))
+    assert (options().estimate, options().preemptible, options().signal) == (None, False, None)
+
+
 def test_numbers_that_are_whole_will_do():
     class Whole:
         def __index__(self):
@@ -38,6 +44,8 @@ def test_numbers_that_are_whole_will_do():
         ("exclude", "a\nb"), ("labels", {"": "x"}), ("labels", "a=b"), ("gpus_per_node", 0), ("placement", "tight"),
         ("priority", 101), ("priority", 0.5), ("gpu_memory", "40X"), ("gpu_memory", -1),
         ("time_limit", "soon"), ("time_limit", 0), ("time_limit", -5), ("time_limit", float("nan")),
+        ("estimate", "soon"), ("estimate", 0), ("estimate", -5), ("signal", "@60"), ("signal", "USR1@"), ("signal", 10),
+        ("signal", "USR1@0"),
         ("max_wait", "-1m"), ("name", "a\nb"), ("name", "\x1b[31mred"), ("name", "x" * 2**20), ("name", 7),
         ("gpu_model", "H\0"), ("url", "nowhere"), ("nested", "maybe"),
     ],

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusched.client.units import duration_seconds, format_duration, format_size, parse_duration, parse_size
+from gpusched.client.units import (
+    duration_seconds,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_signal,
+    parse_size,
+)
 from gpusched.client.usage import UsageError
 
 
@@ -87,6 +94,21 @@ def test_no_text_makes_anything_but_a_number_or_a_usage_error(text):
             assert parse(text) >= 0
         except UsageError as error:
             assert error.field
+
+
+@pytest.mark.parametrize(
+    ("text", "signal"),
+    [("USR1@60", ("USR1", 60)), ("sigterm@2m", ("TERM", 120)), ("INT", ("INT", 60)), (" HUP @ 1.5 ", ("HUP", 1.5))],
+)
+def test_signals(text, signal):
+    assert parse_signal(text) == signal
+
+
+@pytest.mark.parametrize("text", ["", "@5", "USR1@", "USR1@0", "USR1@-5", "USR1@soon", "US\x1bR1@5", "A B@5", "Ü@5", 9])
+def test_what_is_no_signal_is_named(text):
+    with pytest.raises(UsageError) as caught:
+        parse_signal(text, "--signal")
+    assert caught.value.field == "--signal"
 
 
 @given(st.integers(0, 86400 * 3000))

@@ -89,6 +89,7 @@ class Replay:
 
     def _until(self, end: float, look: object) -> None:
         while self._ends and self._ends[0][0] <= end:
+            self._wake(self._ends[0][0], look)
             self.now, number = heappop(self._ends)
             lease = self.engine.jobs[number].lease
             assert lease is not None
@@ -99,8 +100,20 @@ class Replay:
                 assert lease is not None
                 self.engine.handle(ev.Release(number, lease.epoch, Outcome(0)), self.now)
             self._pass(look)
+        self._wake(end, look)
+        if self._ends and self._ends[0][0] <= end:
+            self._until(end, look)
         if end != NEVER:
             self.now = end
+
+    def _wake(self, end: float, look: object) -> None:
+        """What falls due by itself before then: bookings come at a time, not at an event."""
+        while self.engine.queue and (due := self.engine.next_deadline()) is not None and due < end:
+            if self._ends and self._ends[0][0] <= due:
+                break
+            self.now = max(due, self.now)
+            self.engine.handle(ev.Tick(), self.now)
+            self._pass(look)
 
     def _pass(self, look: object) -> None:
         if not self.engine.pass_wanted:

@@ -236,6 +236,7 @@ def test_freed_gpus_are_nobody_elses(box: Boxes, backfill: str) -> None:
     urgent = b.submit(1, priority=9, time_limit=1.0)
     assert b.running == [two] and b.free == []
     assert "ending for it" in b.why(high).message and b.why(high).until == b.now + GRACE
+    assert b.engine.outlook.of(b.job(high), b.now).promise == b.now + GRACE
     b.leave(two)
     assert b.running == [high] and b.waiting == [urgent, short]
 
@@ -421,6 +422,21 @@ def test_a_restart_in_the_grace(box: Boxes) -> None:
     assert b.running == [low]
     b.wait(0.1)
     assert b.running == [high] and b.waiting == [low]
+
+
+def test_after_a_restart_only_who_is_away_has_the_window(box: Boxes) -> None:
+    b = box("2", window=30.0, policy=policy(preempt_grace=5.0))
+    back, away = batch(b), batch(b)
+    b.submit(2, priority=1)
+    assert sorted(victims(b)) == [back, away]
+    jobs = [job_of(record_of(job)) for job in b.engine.jobs.values()]
+    b.engine = Engine(b.nodes, b.settings, first_job=9, first_epoch=1 << 40)
+    b.engine.restore(jobs, {}, b.now)
+    b.happen(ev.Attach(back))
+    b.wait(5.0)
+    assert b.running == [away]
+    b.wait(25.0)
+    assert away not in b.running
 
 
 def test_a_holder_that_is_away_is_not_chosen(box: Boxes) -> None:

@@ -59,10 +59,15 @@ def assert_nothing_lived(run: Gsrun, waiter: Gsrun) -> None:
     assert not left, "the lease was given back while something lived"
 
 
+def within_a_second() -> float:
+    """Seconds that this may take here: longer, where more wants to run than there are processors for."""
+    return SECOND * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def assert_all_dead_then_released(run: Gsrun, waiter: Gsrun) -> None:
-    began = time.monotonic()
-    wait_until(lambda: not run.survivors(), SECOND + 5, "an end of all processes")
-    assert time.monotonic() - began < SECOND, "too slow"
+    allowed, began = within_a_second(), time.monotonic()
+    wait_until(lambda: not run.survivors(), allowed + 5, "an end of all processes")
+    assert time.monotonic() - began < allowed, "too slow"
     assert waiter.wait() == 0
     assert_nothing_lived(run, waiter)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.client.gsrun import tree, wire
-from gpusched.client.gsrun.asking import resources
+from gpusched.client.gsrun.asking import first_request, resources
 from gpusched.client.gsrun.line import compose, counted, cut, elapsed, harmless, ordinal, width
 from gpusched.client.gsrun.options import Misuse, parse
 from gpusched.client.usage import UsageError
@@ -47,6 +47,20 @@ def test_all_values() -> None:
     assert (options.time_limit, options.max_wait, options.gpu_memory_bytes) == (5400, 90, 40 << 30)
     assert (options.gpu_model, options.priority, options.name, options.url) == ("H100", -5, "n", "127.0.0.1:99")
     assert options.immediate and options.dry_run and options.leave_children and options.verbose
+
+
+def test_what_a_job_says_of_itself() -> None:
+    options = parse(["--estimate", "1h30m", "--preemptible", "--signal", "SIGUSR1@2m", "c"])
+    request = first_request(options, "here", "id", 1)
+    assert (request.estimate.seconds, request.preemptible) == (5400, True)
+    assert (request.preempt_signal.name, request.preempt_signal.before.seconds) == ("USR1", 120)
+    plain = first_request(parse(["c"]), "here", "id", 1)
+    assert not (plain.HasField("estimate") or plain.preemptible or plain.HasField("preempt_signal"))
+    for words in ("--estimate 0 c", "--estimate soon c", "--signal @5 c", "--signal USR1@0 c"):
+        with pytest.raises(UsageError, match=rf"^{words.split()[0]}: "):
+            parse(words.split())
+    with pytest.raises(Misuse, match="--preemptible takes no value"):
+        parse(["--preemptible=yes", "c"])
 
 
 def test_which_gpus() -> None:

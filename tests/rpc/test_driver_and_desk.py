@@ -10,15 +10,19 @@ from itertools import pairwise
 
 import pytest
 
+from gpusched.scheduler import driver
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import NotFound
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import DeviceInfo, NodeInfo, Owner, Request
+from gpusched.scheduler.core.records import Batch
 from gpusched.scheduler.core.states import Finished, Outcome, Running, State
 from gpusched.scheduler.desk import Desk, Superseded, Ticket
 from gpusched.scheduler.driver import Driver
+from gpusched.scheduler.ports import Store
+from gpusched.scheduler.store.memory import MemoryStore
 from rpc.calls import PATIENCE, until
 
 GPUS = 4
@@ -27,10 +31,10 @@ GPUS = 4
 class Room:
     """An engine with four GPUs, driven, and a count of its passes."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         devices = tuple(DeviceInfo(f"gpu-{index}", index, "here", "H100", 80 << 30) for index in range(GPUS))
         self.engine = Engine((NodeInfo("here", devices),))
-        self.driver = Driver(self.engine, time.monotonic)
+        self.driver = Driver(self.engine, time.monotonic, store)
         self.desk = Desk(self.engine)
         self.driver.listen(self.desk.on_effect)
         self.passes = 0
@@ -117,6 +121,56 @@ async def test_a_listener_that_fails_does_not_keep_the_others_from_hearing(
         await asyncio.sleep(0)
     assert isinstance(job.status, Running)
     assert any(isinstance(effect, do.Granted) for effect in heard)
+
+
+async def test_a_listener_hears_only_the_kinds_that_it_asked_for(room: Room) -> None:
+    heard: list[do.Effect] = []
+    room.driver.listen(heard.append, do.Granted, do.Ended)
+    job = room.submit()
+    await asyncio.sleep(0)
+    room.driver.handle(ev.Leave(job.id, 1))
+    await asyncio.sleep(0)
+    assert [type(effect) for effect in heard] == [do.Granted, do.Ended]
+
+
+class CountingStore(MemoryStore):
+    """Counts the saves."""
+
+    saves = 0
+
+    def commit(self, batch: Batch) -> None:
+        self.saves += 1
+        super().commit(batch)
+
+
+async def test_a_burst_is_saved_in_fewer_and_larger_pieces_and_a_lone_job_at_once() -> None:
+    store = CountingStore()
+    store.open()
+    room = Room(store)
+    loop = asyncio.get_running_loop()
+
+    async def granted(job: Job) -> float:
+        began = loop.time()
+        while not isinstance(job.status, Running):  # noqa: ASYNC110 - a turn of the loop is what is measured
+            await asyncio.sleep(0)
+        return loop.time() - began
+
+    async def flood(seconds: float) -> float:
+        """Jobs that come and go without a pause. Gives the seconds from one save to the next."""
+        before, end = store.saves, loop.time() + seconds
+        while loop.time() < end:
+            for _ in range(20):
+                room.driver.handle(ev.Leave(room.submit().id, 1))
+            await asyncio.sleep(0)
+        return seconds / (store.saves - before)
+
+    # The best of several, as other processes may hold this one up.
+    assert min([await granted(room.submit()) for _ in range(GPUS)]) < driver.GATHER
+    assert await flood(0.3) > 0.9 * driver.GATHER_MOST
+    await room.driver.saved()
+    await asyncio.sleep(2 * driver.GATHER_MOST)
+    room.publisher.cancel()
+    await room.driver.close()
 
 
 async def test_a_stopped_driver_starts_nothing_but_takes_what_comes(room: Room) -> None:

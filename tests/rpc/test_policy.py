@@ -73,17 +73,15 @@ async def test_status_tells_the_configured_policy(client: Client) -> None:
         ("preempt_most", 9),
         ("user_gpus", 2),
         ("user_jobs", 4),
-        ("quotas", [policy_pb2.Quota(name="physics/", gpus=3, jobs=2)]),
+        ("quotas", [policy_pb2.Quota(name="carol", gpus=3, jobs=2)]),
         ("borrow", True),
     ],
 )
 async def test_each_field_alone(operator: Client, field: str, value: Any) -> None:
     """What is named changes, at once and for all to see; what is not stays. With a mask or without."""
     expected = (await operator.status()).policy_settings
+    expected.ClearField(field)  # type: ignore[arg-type]
     expected.MergeFrom(policy_pb2.Policy(**{field: value}))
-    if isinstance(value, list):
-        expected.ClearField(field)  # type: ignore[arg-type]
-        getattr(expected, field).extend(value)
     for mask in ((), (field,)):
         assert (await set_policy(operator, *mask, **{field: value})).policy == expected
         status = await operator.status()
@@ -131,7 +129,7 @@ async def test_an_alias_is_its_order(operator: Client) -> None:
         ((), {"shares": [policy_pb2.Share(path="a/", shares=1)]}, "shares", "'a/' has an empty name"),
         ((), {"shares": [policy_pb2.Share(shares=1)]}, "shares", "a name must have 1 to"),
         ((), {"shares": [policy_pb2.Share(path="a\x1b[2J", shares=1)]}, "shares", "printable characters"),
-        ((), {"shares": [policy_pb2.Share(path=str(n), shares=1) for n in range(10_001)]}, "shares", "too many"),
+        ((), {"shares": [policy_pb2.Share(path=str(n), shares=1) for n in range(1001)]}, "shares", "too many"),
         ((), {"quotas": [policy_pb2.Quota(gpus=1)]}, "quotas", "a name must have 1 to"),
         ((), {"quotas": [policy_pb2.Quota(name="a", gpus=-1)]}, "quotas", "'a' with -1 GPUs"),
         ((), {"quotas": [policy_pb2.Quota(name="a"), policy_pb2.Quota(name="a")]}, "quotas", "a is named twice"),

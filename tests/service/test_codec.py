@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +46,12 @@ def test_a_request_of_an_older_version() -> None:
     data = json.loads(record.data)
     assert "where" not in data["spec"], "what most do not say is not kept either"
     assert job_of(record).spec.request == Request(2, 5, "h100", "a")
+
+
+def test_what_a_job_says_of_itself_comes_back_and_may_be_missing() -> None:
+    job = kept(Request(1))
+    assert not {"estimate", "preemptible", "signal"} & json.loads(record_of(job).data)["spec"].keys()
+    plain = job_of(record_of(job)).spec
+    assert (plain.estimate, plain.preemptible, plain.signal) == (None, False, None)
+    job.spec = replace(job.spec, estimate=5.5, preemptible=True, signal=("USR1", 60.0))
+    assert job_of(record_of(job)).spec == job.spec

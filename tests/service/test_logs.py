@@ -16,6 +16,9 @@ from gpusched.scheduler import logs
 from gpusched.scheduler.logs import JsonFormatter, TextFormatter, escape, log_event
 
 Written = Callable[..., tuple[logging.Logger, io.StringIO]]
+VALUES = st.one_of(
+    st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text(), max_size=3).map(tuple)
+)
 NASTY = 'a\nb\r\x1b[2J\x9b\x7f\u2028\u2029\u202e\0\ud800 "=,\\'
 
 
@@ -136,6 +139,52 @@ def test_setup_replaces_what_was_there(written: Written) -> None:
     log_event(log, "once")
     assert first.getvalue() == ""
     assert second.getvalue().count("once") == 1
+
+
+@pytest.mark.parametrize("format", logs.FORMATS)
+@given(fields=st.dictionaries(st.text(min_size=1), VALUES, max_size=4), name=st.text())
+def test_the_short_way_writes_what_the_long_way_does(format: str, fields: dict[str, object], name: str) -> None:
+    fields = {key: value for key, value in fields.items() if key not in ("level", "error")}
+    root, log = logging.getLogger(), logging.getLogger("gpusched.test")
+    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
+    lines = []
+    try:
+        for others in ([], [logging.NullHandler()]):  # with another handler, it goes the long way
+            stream = io.StringIO()
+            logs.setup("info", format, stream)
+            root.handlers += others
+            log_event(log, "grant", **{**fields, "name": name})
+            lines.append(re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "TIME", stream.getvalue(), count=1))
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.raiseExceptions = raising
+        logging.captureWarnings(False)
+    assert lines[0] == lines[1]
+
+
+def test_lines_that_are_gathered_come_in_order_and_in_one_piece(written: Written) -> None:
+    log, stream = written("text")
+    writes: list[str] = []
+    stream.write = lambda text: writes.append(text) or len(text)  # type: ignore[method-assign,func-returns-value]
+    log_event(log, "one")
+    with logs.gathered():
+        log_event(log, "two")
+        log.warning("three")
+        with logs.gathered():
+            log_event(log, "four")
+        assert len(writes) == 1
+    log_event(log, "five")
+    assert [len(text.splitlines()) for text in writes] == [1, 3, 1]
+    assert [line.split()[2] for text in writes for line in text.splitlines()] == ["one", "two", "three", "four", "five"]
+
+
+def test_lines_that_are_gathered_are_written_after_a_failure_too(written: Written) -> None:
+    log, stream = written("text")
+    with pytest.raises(KeyError), logs.gathered():
+        log_event(log, "before")
+        raise KeyError
+    assert "before" in stream.getvalue()
 
 
 def test_a_broken_stream_does_not_matter(written: Written, capfd: pytest.CaptureFixture[str]) -> None:

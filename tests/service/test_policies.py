@@ -42,7 +42,7 @@ POLICIES = st.builds(
     COUNTS,
     COUNTS,
     COUNTS,
-    st.lists(st.builds(Quota, NAMES, COUNTS, COUNTS), max_size=3).map(tuple),
+    st.lists(st.builds(Quota, NAMES, COUNTS, COUNTS), max_size=3, unique_by=lambda quota: quota.name).map(tuple),
     st.booleans(),
 )
 
@@ -78,9 +78,7 @@ def test_other_versions() -> None:
         '{"freeze_wait":NaN}',
     ],
 )
-def test_a_policy_that_cannot_be_read_is_that_of_the_configuration(
-    text: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_policy_that_cannot_be_read_is_that_of_the_configuration(text: str, caplog: pytest.LogCaptureFixture) -> None:
     configured = PolicySettings(order="sjf")
     assert policies.in_force(configured, {POLICY: text}) is configured
     assert "the policy is that of the configuration" in caplog.text

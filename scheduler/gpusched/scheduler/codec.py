@@ -10,6 +10,7 @@ from gpusched.scheduler.core.changes import Changes
 from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId, JobSpec, Kind
 from gpusched.scheduler.core.model import Holder, Owner, Placement, Request
 from gpusched.scheduler.core.records import Batch, EventRecord, JobRecord
+from gpusched.scheduler.core.sharing import Grant, stamped
 from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State, Status
 
 #: One encoder for all: `json.dumps` would make one for each job.
@@ -54,13 +55,14 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
     """
     try:
         data = json.loads(record.data)
+        spec = _spec_in(record, data["spec"])
         job = Job(
             id=JobId(record.id),
-            spec=_spec_in(record, data["spec"]),
+            spec=spec,
             submitted_at=record.submitted_at,
             priority=data["priority"],
             name=record.name,
-            status=_status_in(State(record.state), data["status"]),
+            status=_status_in(State(record.state), data["status"], spec.request),
             token_hash=bytes.fromhex(data.get("token_hash", "")),
             holder=Holder(*data["holder"]) if "holder" in data else None,
             attempt=data.get("attempt", 0),
@@ -155,7 +157,7 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
 def _where_out(request: Request) -> dict[str, Any]:
     """What most requests do not say."""
     where: dict[str, Any] = {}
-    for name in ("nodes", "gpu_ids", "exclude", "labels", "per_node"):
+    for name in ("nodes", "gpu_ids", "exclude", "labels", "per_node", "shared", "cpus", "host_bytes"):
         if value := getattr(request, name):
             where[name] = value
     if request.placement is not Placement.PACK:
@@ -175,7 +177,9 @@ def _status_out(status: Status) -> dict[str, Any]:
 
 
 def _lease_out(lease: Lease) -> list[Any]:
-    return [lease.epoch, lease.devices, lease.granted_at, lease.confirm_by, lease.expires_at]
+    # Nodes, where something of their hosts is had: it may be had without any GPU.
+    nodes = [lease.devices.nodes] if isinstance(lease.devices, Grant) else []
+    return [lease.epoch, lease.devices, lease.granted_at, lease.confirm_by, lease.expires_at, *nodes]
 
 
 def _outcome_out(outcome: Outcome) -> list[Any]:
@@ -204,7 +208,7 @@ def _spec_in(record: JobRecord, data: dict[str, Any]) -> JobSpec:
     batch = data.get("batch")
     return JobSpec(
         owner=Owner(record.uid, record.user),
-        request=_request_in(data),
+        request=stamped(_request_in(data), record.uid),
         name=data["name"],
         priority=data["priority"],
         command=tuple(data["command"]),
@@ -233,6 +237,9 @@ def _request_in(data: dict[str, Any]) -> Request:
         labels=tuple((key, value) for key, value in where.get("labels", ())),
         per_node=where.get("per_node", 0),
         placement=Placement(where.get("placement", Placement.PACK)),
+        shared=where.get("shared", False),
+        cpus=where.get("cpus", 0),
+        host_bytes=where.get("host_bytes", 0),
     )
 
 
@@ -256,20 +263,21 @@ def _batch_in(data: dict[str, Any]) -> BatchSpec:
     )
 
 
-def _status_in(state: State, data: dict[str, Any]) -> Status:
+def _status_in(state: State, data: dict[str, Any], request: Request) -> Status:
     match state:
         case State.QUEUED:
             return Queued(data["since"], Gate(data["gate"]) if data["gate"] else None)
         case State.RUNNING:
-            return Running(data["since"], _lease_in(data["lease"]), data["confirmed"])
+            return Running(data["since"], _lease_in(data["lease"], request), data["confirmed"])
         case _:
-            lease = _lease_in(data["lease"]) if data["lease"] else None
+            lease = _lease_in(data["lease"], request) if data["lease"] else None
             return Finished(data["at"], state, Outcome(*data["outcome"]), lease)
 
 
-def _lease_in(data: list[Any]) -> Lease:
-    epoch, devices, granted_at, confirm_by, expires_at = data
-    return Lease(epoch, tuple(devices), granted_at, confirm_by, expires_at)
+def _lease_in(data: list[Any], request: Request) -> Lease:
+    epoch, devices, granted_at, confirm_by, expires_at, *nodes = data
+    devices = Grant.of(request, devices, nodes[0]) if nodes else tuple(devices)
+    return Lease(epoch, devices, granted_at, confirm_by, expires_at)
 
 
 def _attempt_in(data: dict[str, Any]) -> Attempt:

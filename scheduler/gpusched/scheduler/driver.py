@@ -26,7 +26,7 @@ Listener = Callable[[do.Effect], None]
 GATHER = 0.002
 #: The most under load. A save and a pass cost much the same for one job as for ten, so that the number of jobs a second
 #: hangs on this; one GPU going from hand to hand does not come to it.
-GATHER_MOST = 0.008
+GATHER_MOST = 0.020
 #: Events between two saves that are no burst: a GPU given back, looked at, and asked for.
 FEW = 3
 

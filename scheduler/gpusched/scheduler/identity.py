@@ -16,7 +16,9 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; not in Python's socket module.
@@ -42,6 +44,7 @@ _LOOPBACK_V6 = b"\0" * 15 + b"\1"
 # What the kernel says of a user that it cannot name in this user namespace: nobody in particular.
 _OVERFLOW_UID = 65534
 _QUERY_TIMEOUT_S = 0.25
+_KERNEL = (0, 0)
 
 
 class UnknownCaller(Exception):
@@ -85,10 +88,7 @@ class PeerIdentifier:
             UnknownCaller: the peer is not on loopback, or its socket is not established, has no owner
                 left, or belongs to a user unknown here. To be answered with UNAUTHENTICATED.
         """
-        family, address, port = _parse_peer(peer)
-        server = _LOOPBACK_V4 if family == socket.AF_INET else _LOOPBACK_V6
-        # The caller's socket is the one asked for, so its address is the source.
-        answer = self._query(family, (address, port), (server, self._server_port))
+        answer = self._query(_question(peer, self._server_port))
         if answer is None:
             raise UnknownCaller("your connection is not known to the kernel (it was closed, or is not of this machine)")
         state, uid, inode = answer
@@ -114,17 +114,11 @@ class PeerIdentifier:
             name = self._names[uid] = user_name(uid)
         return name
 
-    def _query(
-        self, family: int, source: tuple[bytes, int], destination: tuple[bytes, int]
-    ) -> tuple[int, int, int] | None:
+    def _query(self, question: _Question) -> tuple[int, int, int] | None:
         """State, uid and inode of the one socket with exactly these ends; None if there is none."""
-        socket_id = _SOCKET_ID.pack(
-            source[1], destination[1], source[0].ljust(16, b"\0"), destination[0].ljust(16, b"\0"), 0, _NO_COOKIE
-        )
-        body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + socket_id
         for last_try in (False, True):
             try:
-                answer = self._exchange(body)
+                answer = self._exchange(question.body)
             except OSError as error:
                 self.close()  # whatever is wrong with it, or still queued in it, a fresh one is clean
                 if last_try:
@@ -134,9 +128,8 @@ class PeerIdentifier:
         if answer is None:
             return None
         _, state, _, _, found, _, _, _, uid, inode = _ANSWER.unpack_from(answer)
-        found_source, found_destination = _ends(found)
         # The kernel's look-up also finds listeners on the port; only the very connection counts.
-        if (found_source, found_destination) != (source, destination):
+        if _ends(found) != question.ends:
             return None
         return state, uid, inode
 
@@ -149,7 +142,7 @@ class PeerIdentifier:
             self._socket = netlink
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
         header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, sequence, 0)
-        netlink.sendto(header + body, (0, 0))
+        netlink.sendto(header + body, _KERNEL)
         deadline = time.monotonic() + _QUERY_TIMEOUT_S
         while True:
             data, sender = netlink.recvfrom(8192)
@@ -199,6 +192,33 @@ def process_start_ticks(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None  # field 22 of the whole line
 
 
+class _Question(NamedTuple):
+    """What the kernel is asked about a connection.
+
+    Attributes:
+        body: the request, without its header.
+        ends: the two ends, address and port each, of the connection that it is about.
+    """
+
+    body: bytes
+    ends: tuple[tuple[bytes, int], tuple[bytes, int]]
+
+
+@lru_cache(maxsize=1024)
+def _question(peer: str, server_port: int) -> _Question:
+    """The question about a peer. Only that is remembered, never the answer: the kernel is asked at each call.
+
+    Raises:
+        UnknownCaller: the peer is not on loopback, or cannot be read.
+    """
+    family, address, port = _parse_peer(peer)
+    server = _LOOPBACK_V4 if family == socket.AF_INET else _LOOPBACK_V6
+    # The caller's socket is the one asked for, so its address is the source.
+    socket_id = _SOCKET_ID.pack(port, server_port, address.ljust(16, b"\0"), server.ljust(16, b"\0"), 0, _NO_COOKIE)
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES) + socket_id
+    return _Question(body, ((address, port), (server, server_port)))
+
+
 def _parse_peer(peer: str) -> tuple[int, bytes, int]:
     """Address family, packed address and port; mapped addresses become IPv4. Raises UnknownCaller."""
     match = _PEER.fullmatch(unquote(peer))
@@ -229,6 +249,7 @@ def _unmapped(address: bytes) -> tuple[socket.AddressFamily, bytes]:
     return socket.AF_INET6, address
 
 
+@lru_cache(maxsize=1024)
 def _ends(socket_id: bytes) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
     """Both ends in an answer's socket id, comparable with what was asked for."""
     source_port, destination_port, source, destination, _, _ = _SOCKET_ID.unpack(socket_id)

@@ -85,6 +85,7 @@ class Launcher:
                 time_limit=job.time_limit,
                 grace=batch.grace,
                 state_directory=str(self.logs.parent),
+                signal=job.spec.signal,
             )
         )
 

@@ -256,7 +256,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "under `fair_share`, shares of a user (`alice`, `physics/bob`) or an account (`physics`), 1 for all others; "
            "the flag may be given several times, the variable separates by commas, the file has a list or a table",
            _SHARES, repeatable=True),
-    Option("policy.preemption", "--preemption", "GPUSCHED_PREEMPTION", "preemption", "on|off", "off",
+    Option("policy.preemption", "--preemption", "GPUSCHED_PREEMPTION", "preemption", "on/off", "off",
            "a waiting job may end preemptible ones of lower tiers", _SWITCH),
     Option("policy.preempt_after", "--preempt-after", "GPUSCHED_PREEMPT_AFTER", "preempt_after", "TIME", "10m",
            "time that a job runs at least before it may be preempted", _duration("0s", _LONG)),
@@ -273,7 +273,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("policy.quotas", "--quota", "GPUSCHED_QUOTAS", "quotas", "NAME=GPUS[:JOBS]", "",
            "what holds for a user (`alice`) or an account (`physics/`) instead; the flag may be given several times, "
            "the variable separates by commas, the file has a list or a table", _QUOTAS, repeatable=True),
-    Option("policy.borrow", "--borrow", "GPUSCHED_BORROW", "borrow", "on|off", "off",
+    Option("policy.borrow", "--borrow", "GPUSCHED_BORROW", "borrow", "on/off", "off",
            "a user may have more than these GPUs while nobody else waits for them", _SWITCH),
     Option("window", "--window", "GPUSCHED_WINDOW", "window", "TIME", "30s",
            "time that holders and waiters have to come back after a restart", _duration("1s", "24h")),

@@ -10,9 +10,9 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from gpusched.scheduler.core.errors import Invalid
-from gpusched.scheduler.core.fairshare import ShareTree
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.policy import PolicySettings, Quota
+from gpusched.scheduler.core.quotas import quotas_of
 from gpusched.scheduler.core.recovery import POLICY
 from gpusched.scheduler.logs import log_event
 
@@ -60,10 +60,13 @@ def in_force(configured: PolicySettings, settings: Mapping[str, str]) -> PolicyS
     if text is None:
         return configured
     try:
-        return load(text, configured)
+        policy = load(text, configured)
     except ValueError as error:
         log_event(log, "the policy is that of the configuration", level=logging.WARNING, message=str(error))
         return configured
+    if policy != configured:
+        log_event(log, "the policy is what an administrator has set", policy=text)
+    return policy
 
 
 def notes(policy: PolicySettings, running: Iterable[Job]) -> list[str]:
@@ -76,27 +79,23 @@ def notes(policy: PolicySettings, running: Iterable[Job]) -> list[str]:
     Returns:
         A sentence for each user and account that is above its quota.
     """
-    tree = ShareTree(dict(policy.shares))
-    gpus: Counter[str] = Counter()
-    jobs: Counter[str] = Counter()
+    quotas = quotas_of(policy)
+    if quotas is None:
+        return []
+    gpus: Counter[Quota] = Counter()
+    jobs: Counter[Quota] = Counter()
     for job in running:
-        user = job.spec.owner.name
-        path = tree.account(user).split("/")
-        accounts = {f"{'/'.join(path[: n + 1])}/" for n in range(len(path)) if path[0]}
-        for name in (user, *accounts):
-            gpus[name] += len(job.lease.devices) if job.lease is not None else 0
-            jobs[name] += 1
-    quotas = {quota.name: quota for quota in policy.quotas}
-    anybody = Quota("", policy.user_gpus, policy.user_jobs)
+        for quota in quotas.of(job.spec.owner.name):
+            gpus[quota] += len(job.lease.devices) if job.lease is not None else 0
+            jobs[quota] += 1
     said = []
-    for name in sorted(gpus):
-        quota = quotas.get(name, Quota(name) if name.endswith("/") else anybody)
+    for quota in sorted(jobs, key=lambda quota: quota.name):
         over = []
-        if quota.gpus and gpus[name] > quota.gpus:
-            over.append(f"{gpus[name]} GPUs, {quota.gpus} are allowed")
-        if quota.jobs and jobs[name] > quota.jobs:
-            over.append(f"{jobs[name]} running jobs, {quota.jobs} are allowed")
+        if quota.gpus and gpus[quota] > quota.gpus:
+            over.append(f"{gpus[quota]} GPUs, {quota.gpus} are allowed")
+        if quota.jobs and jobs[quota] > quota.jobs:
+            over.append(f"{jobs[quota]} running jobs, {quota.jobs} are allowed")
         if over:
-            text = f"{name} has {' and '.join(over)}: nothing is taken away, and nothing new starts until that fits"
-            said.append(text)
+            text = f"{quota.name} has {' and '.join(over)}"
+            said.append(f"{text}: nothing is taken away, and nothing new starts until that fits")
     return [*said[:_MAX_NOTES], *([f"and {len(said) - _MAX_NOTES} more"] if len(said) > _MAX_NOTES else [])]

@@ -214,7 +214,16 @@ class Holder:
                 left = min(left, max(0.0, notice.deadline.ToNanoseconds() / 1e9 - time.time() - 1.0))
             self._end_work(f"the job was cancelled: {notice.message}", exits.CANCELLED, left, notice.message)
             return
+        if notice.kind == scheduler_pb2.NOTICE_KIND_PREEMPTION and self._work.running:
+            from gpusched.client.gsrun import preempt
+
+            wish, say = self._options.signal, self._complain
+            preempt.make_room(self._loop, self._work, notice, wish, self._grace, say)
+            return
         self._announce(notice.message)
+
+    def _complain(self, text: str) -> None:
+        self._tell(wire.ERROR, text)
 
     def _announce(self, text: str) -> None:
         self._tell(wire.SAY, f"gsrun: notice: {text}")

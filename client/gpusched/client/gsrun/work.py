@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from gpusched.client.gsrun import command, exits, linux, tree, wire
@@ -62,6 +63,8 @@ class Work:
         self._status: int | None = None
         self._ending: tuple[int, str] | None = None
         self._timed_out = False
+        self._warned = False
+        self._kill_at = float("inf")
         self._swept = False
         self._over = False
         self.pid = 0
@@ -105,13 +108,30 @@ class Work:
             grace: seconds.
             timed_out: the time limit is the reason.
         """
-        if self._ending is not None or self._status is not None or self._over:
+        if (self._ending is not None and not self._warned) or self._status is not None or self._over:
             return
         self._ending = (code, message)
+        self._warned = False
         self._timed_out = timed_out
         self._loop.cancel_timer("sweep")
         self._terminate(tree.descendants(os.getpid()))
-        self._loop.set_timer("kill", grace, self._kill)
+        self._kill_within(grace)
+
+    def warn(self, number: int, code: int, message: str, grace: float) -> None:
+        """Send the command a signal of its own choice in place of SIGTERM; the rest is as in `end`."""
+        if self._ending is not None or not self.running or self._over:
+            return
+        self._ending = (code, message)
+        self._warned = True
+        os.kill(self.pid, number)
+        os.kill(self.pid, signal.SIGCONT)  # one that is stopped could not act on it
+        self._kill_within(grace)
+
+    def _kill_within(self, seconds: float) -> None:
+        due = time.monotonic() + seconds
+        if due < self._kill_at:
+            self._kill_at = due
+            self._loop.set_timer("kill", seconds, self._kill)
 
     def kill(self) -> None:
         """Kill it all and return when it is dead."""
@@ -132,7 +152,7 @@ class Work:
                 break
             if pid == self.pid:
                 self._command_changed(status)
-        if self._status is not None and not self._swept and self._ending is None:
+        if self._status is not None and not self._swept and (self._ending is None or self._warned):
             self._sweep()
 
     def _command_changed(self, status: int) -> None:
@@ -149,7 +169,7 @@ class Work:
     def _sweep(self) -> None:
         """The command has ended by itself and something is left: give it a moment to go by itself."""
         self._swept = True
-        if self._leave_children:
+        if self._leave_children and not self._warned:
             left = [process for process in tree.descendants(os.getpid()) if not process.dead]
             self._finish(left)
             return
@@ -163,7 +183,7 @@ class Work:
             self._tell(wire.SAY, f"gsrun: ending {what} that the command left behind: {names} (see --leave-children)")
             self._terminate(left)
         killed = self._status is not None and os.WIFSIGNALED(self._status)
-        self._loop.set_timer("kill", KILLED_GRACE_SECONDS if killed else LEFTOVER_GRACE_SECONDS, self._kill)
+        self._kill_within(KILLED_GRACE_SECONDS if killed else LEFTOVER_GRACE_SECONDS)
 
     def _terminate(self, processes: list[tree.Process]) -> None:
         tree.signal_all(processes, signal.SIGTERM)

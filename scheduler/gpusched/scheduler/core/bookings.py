@@ -15,7 +15,7 @@ from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.planner import Start
 from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.profile import CountProfile, DeviceProfile, Hold, Profile
+from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
 from gpusched.scheduler.core.queue import JobQueue, Verdict, limit_of
 
 
@@ -40,7 +40,8 @@ class Bookings:
         self._profile: Profile | None = None
         self._booked: dict[JobId, _Booking] = {}
         self._running: dict[JobId, _Run] = {}
-        self._key: object = None
+        self._form: type[Profile] | None = None
+        self._capacity = -1
         self._order: list[JobId] = []
 
     def start_of(self, job: Job) -> float | None:
@@ -98,14 +99,17 @@ class Bookings:
     # -- keeping the plan ----------------------------------------------------------------------------------
 
     def _update(self, waiting: list[Job], pool: Pool, ends: Ends, now: float) -> None:
-        plain = all(not job.request.shaped and pool.everything(pool.eligible(job.request)) for job in waiting)
-        key = (plain, pool.capacity_changes)
+        form = form_for(pool, (job.request for job in waiting))
+        if self._form is not None:
+            # Once it has mattered which devices are whose, it goes on mattering: no plan is made anew for less.
+            form = max(form, self._form, key=FORMS.index)
         overrun = any(run.end < now and number in ends for number, run in self._running.items())
-        if self._profile is None or key != self._key or overrun or self._reordered(waiting):
-            self._key = key
-            self._rebuild(waiting, pool, ends, now, plain=plain)
-            return
+        reordered = self._reordered(waiting)
         profile = self._profile
+        if profile is None or (form, pool.capacity_changes) != (self._form, self._capacity) or overrun or reordered:
+            self._form, self._capacity = form, pool.capacity_changes
+            self._rebuild(waiting, pool, ends, now, form, keep=not reordered)
+            return
         profile.forget(now)
         early = False
         for ended in [number for number in self._running if number not in ends]:
@@ -135,11 +139,12 @@ class Bookings:
         before = [number for number in self._order if number in alive]
         return before != [job.id for job in waiting[: len(before)]]
 
-    def _rebuild(self, waiting: list[Job], pool: Pool, ends: Ends, now: float, *, plain: bool) -> None:
-        free = pool.free_soon()
-        count = sum(map(len, free.values()))
-        profile: Profile = CountProfile(pool, count, now) if plain else DeviceProfile(pool, free, now)
-        self._profile = profile
+    def _rebuild(
+        self, waiting: list[Job], pool: Pool, ends: Ends, now: float, form: type[Profile], *, keep: bool
+    ) -> None:
+        """Make the plan anew; with `keep`, as near to the bookings that there were as can be."""
+        before = self._booked if keep else {}
+        profile = self._profile = profile_of(form, pool, now)
         self._booked, self._running = {}, {}
         for end, number, devices in ends:
             # One that outlives its limit may go at any moment; until it does, its devices are not there.
@@ -149,8 +154,14 @@ class Bookings:
             # Held devices are not in `free`: they come when the job ends.
             if until != NEVER:
                 profile.give(hold, until, NEVER)
+        kept = [job for job in waiting if job.id in before]
+        for job in sorted(kept, key=lambda job: before[job.id].start):
+            self._book(job, max(now, before[job.id].start))
+        if kept:
+            self._compress(kept, now)
         for job in waiting:
-            self._book(job, now)
+            if job.id not in self._booked:
+                self._book(job, now)
 
     def _compress(self, waiting: list[Job], now: float) -> None:
         profile = self._profile

@@ -17,6 +17,7 @@ from gpusched.scheduler.core.model import Condition
 from gpusched.scheduler.core.planner import Start
 from gpusched.scheduler.core.preemption import Choice, Claim, choose, next_chance
 from gpusched.scheduler.core.queue import Verdict, limit_of
+from gpusched.scheduler.core.sharing import part
 
 if TYPE_CHECKING:
     from gpusched.scheduler.core.moves import Moves
@@ -27,6 +28,10 @@ def start_claimed(engine: Moves, now: float) -> None:
     for claim in list(engine.claims.values()):
         job = engine.jobs[claim.job]
         pool = engine.pool
+        if engine.quotas is not None and engine.quotas.is_over(job.spec.owner.name):
+            # They were lowered since, and nobody starts over his quota.
+            end(engine, claim.job)
+            continue
         if engine._may_start and engine.slots != 0:
             devices = pool.place(job.request, pool.available_to(claim.job))
             if devices is not None:
@@ -55,7 +60,8 @@ def make_room(engine: Moves, now: float) -> None:
         gives_up = head.spec.immediate or (
             limit is not None and head.submitted_at + limit <= now + policy.preempt_grace
         )
-        if head.id in engine.claims or gives_up:
+        # A share, or something of a host, cannot be kept for anybody (docs/scheduling.md, "Preemption").
+        if head.id in engine.claims or gives_up or head.request.counted:
             continue
         promised = {uuid for claim in engine.claims.values() for uuid in claim.devices}
         choice = choose(head, engine.pool, running, policy, now, promised=promised, away=engine.absent)
@@ -135,7 +141,8 @@ def _replan(engine: Moves, devices: tuple[str, ...]) -> None:
         assert lease is not None
         times = [at for at in (lease.expires_at, job.preempting and job.preempting[1]) if at is not None]
         engine.ends.remove(holder)
-        engine.ends.add(holder, min(times, default=None), tuple(uuid for uuid in lease.devices if uuid not in promised))
+        rest = part(lease.devices, {*lease.devices} - promised)
+        engine.ends.add(holder, min(times, default=None), rest)
     if engine.bookings is not None:
         engine.bookings = Bookings()
     engine.pass_wanted = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpusched.scheduler.core.errors import Invalid, NotSatisfiable
 from gpusched.scheduler.core.model import Placement, Request
 from gpusched.scheduler.core.pool import Pool
@@ -21,19 +23,38 @@ def check_request(request: Request, pool: Pool) -> None:
     """
     _check_form(request)
     _check_names(request, pool)
-    have = len(pool.eligible(request))
+    _check_hosts(request, pool)
+    have = pool.usable(request)
     if have < request.gpus:
         raise _too_few(request, pool, have)
     # On idle nodes, whole ones and a rest can always be had where there are enough GPUs at all.
     if request.per_node and pool.place_on_idle(request) is None:
         raise _wrong_shape(request, pool)
+    if not request.gpus and not pool.eligible(request):
+        asked = f" ({said})" if (said := describe(request)) else ""
+        raise NotSatisfiable(f"resources.node: no node will do{asked}", field="resources.node")
 
 
 def _check_form(request: Request) -> None:
-    if request.gpus < 1:
-        raise Invalid(f"resources.gpus: {request.gpus} is not allowed; ask for at least 1", field="resources.gpus")
-    if request.memory_bytes < 0:
-        raise Invalid("resources.gpu_memory_bytes: must not be negative", field="resources.gpu_memory_bytes")
+    if request.gpus < 0 or (request.gpus == 0 and not (request.cpus or request.host_bytes)):
+        raise Invalid(
+            f"resources.gpus: {request.gpus} is not allowed; ask for at least 1, or for cpus or memory alone",
+            field="resources.gpus",
+        )
+    for field, number in (
+        ("resources.gpu_memory_bytes", request.memory_bytes),
+        ("resources.cpus", request.cpus),
+        ("resources.memory_bytes", request.host_bytes),
+    ):
+        if number < 0:
+            raise Invalid(f"{field}: must not be negative", field=field)
+    if request.shared and not request.memory_bytes:
+        raise Invalid(
+            "resources.gpu_memory_bytes: say how much of each GPU's memory a job takes that shares it",
+            field="resources.gpu_memory_bytes",
+        )
+    if not request.gpus:
+        _check_no_gpus(request)
     _check_words("resources.gpu_model", request.model)
     _check_words("resources.node", request.node)
     _check_words("resources.nodes", *request.nodes)
@@ -126,6 +147,36 @@ def _gpus_there(request: Request, pool: Pool) -> str:
     return f"there is {', '.join(ranges) or 'none'} (an index alone is of the scheduler's own node)"
 
 
+def _check_no_gpus(request: Request) -> None:
+    for field, said in (
+        ("resources.shared", request.shared),
+        ("resources.gpu_memory_bytes", request.memory_bytes),
+        ("resources.gpu_model", request.model),
+        ("resources.gpu_ids", request.gpu_ids),
+        ("resources.gpus_per_node", request.per_node),
+    ):
+        if said:
+            raise Invalid(f"{field}: says something of GPUs, and none is asked for", field=field)
+
+
+def _check_hosts(request: Request, pool: Pool) -> None:
+    """Refuse more cores or memory than any one node has."""
+    nodes = [node.info for name, node in pool.nodes.items() if request.node in ("", name)]
+    most_cpus = max((info.cpus for info in nodes), default=0)
+    most_memory = max((info.memory_bytes for info in nodes), default=0)
+    where = f"node {request.node}" if request.node else "the largest node"
+    if request.cpus > most_cpus:
+        raise NotSatisfiable(
+            f"resources.cpus: asks for {request.cpus} cores; {where} has {most_cpus}", field="resources.cpus"
+        )
+    if request.host_bytes > most_memory:
+        raise NotSatisfiable(
+            f"resources.memory_bytes: asks for {request.host_bytes / 2**30:.4g} GiB; "
+            f"{where} has {most_memory / 2**30:.4g} GiB",
+            field="resources.memory_bytes",
+        )
+
+
 def _too_few(request: Request, pool: Pool, have: int) -> NotSatisfiable:
     """Why there are not enough, by the condition that is most likely to be mistaken."""
     where = f" on node {request.node}" if request.node else ""
@@ -139,17 +190,19 @@ def _too_few(request: Request, pool: Pool, have: int) -> NotSatisfiable:
             field="resources.gpu_model",
         )
     if have == 0 and infos and request.memory_bytes:
-        most = max(info.memory_bytes for info in infos if request.model in info.model.lower())
+        fitting = [info for info in infos if request.model in info.model.lower()]
+        most = max(pool.rules.capacity(info) if request.shared else info.memory_bytes for info in fitting)
         if most < request.memory_bytes:
+            has = "has room for shares of" if request.shared else "has"
             return NotSatisfiable(
-                f"resources.gpu_memory_bytes: no GPU{where} has {request.memory_bytes / 2**30:.4g} GiB; "
+                f"resources.gpu_memory_bytes: no GPU{where} {has} {request.memory_bytes / 2**30:.4g} GiB; "
                 f"the largest has {most / 2**30:.4g} GiB",
                 field="resources.gpu_memory_bytes",
             )
-    asked = describe(Request(1, request.memory_bytes, request.model, "", *_selection(request)))
+    asked = describe(replace(request, gpus=1, node="", per_node=0, placement=Placement.PACK))
     wanted = " that will do" if asked else ""
     # The common ones speak for themselves; of several rarer ones it must be said what they come to.
-    said = f" ({asked})" if any(_selection(request)) else ""
+    said = f" ({asked})" if any(_selection(request)) or request.counted else ""
     return NotSatisfiable(
         f"resources.gpus: asks for {request.gpus} GPU{'s' if request.gpus > 1 else ''}, "
         f"but there {'is' if have == 1 else 'are'} only {have}{wanted}{where}{said}",
@@ -182,7 +235,9 @@ def describe(request: Request) -> str:
     wants = []
     if request.model:
         wants.append(f"of model {request.model!r}")
-    if request.memory_bytes:
+    if request.shared:
+        wants.append(f"shared, {request.memory_bytes / 2**30:.4g} GiB of each")
+    elif request.memory_bytes:
         wants.append(f"with at least {request.memory_bytes / 2**30:.4g} GiB each")
     if request.node:
         wants.append(f"on node {request.node}")
@@ -200,7 +255,21 @@ def describe(request: Request) -> str:
         wants.append("spread over nodes")
     if request.placement is Placement.CONSOLIDATE:
         wants.append("on one node, or on whole ones")
+    if host := describe_host(request):
+        wants.append(host)
     return " ".join(wants)
+
+
+def describe_host(request: Request) -> str:
+    """What a request asks of each node's host, in words; empty if nothing."""
+    parts = []
+    if request.cpus:
+        parts.append(f"{request.cpus} core{'s' if request.cpus > 1 else ''}")
+    if request.host_bytes:
+        parts.append(f"{request.host_bytes / 2**30:.4g} GiB of host memory")
+    if not parts:
+        return ""
+    return f"with {' and '.join(parts)}" + (" on each node" if request.gpus > 1 else "")
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

@@ -15,6 +15,7 @@ class NoticeKind(Enum):
     PREEMPTION = "preemption"
     GPU_UNHEALTHY = "gpu unhealthy"
     GPU_FOREIGN = "gpu foreign"
+    GPU_MEMORY = "gpu memory"
     DRAIN = "drain"
     SERVER_STOPPING = "server stopping"
     CANCEL = "cancel"

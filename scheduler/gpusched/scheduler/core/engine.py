@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, claims, recovery
+from gpusched.scheduler.core import admission, claims, overuse, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.bookings import Bookings
@@ -22,6 +22,7 @@ from gpusched.scheduler.core.model import Condition, NodeInfo
 from gpusched.scheduler.core.moves import Moves
 from gpusched.scheduler.core.planner import Pass, Start
 from gpusched.scheduler.core.settings import Settings
+from gpusched.scheduler.core.sharing import stamped
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
 
 #: So many seconds early the clock of a holder may have sent a signal.
@@ -120,7 +121,7 @@ class Engine(Moves):
                     got = start.devices
         for start in taken:
             self.ends.remove(start.job.id)
-            self.pool.untake(start.devices)
+            self.pool.untake(start.devices, start.job.id)
             if self.quotas is not None:
                 self.quotas.give_back(start.job.spec.owner.name, len(start.devices))
             if start.job is not job:
@@ -163,6 +164,8 @@ class Engine(Moves):
     # -- asking for GPUs ---------------------------------------------------------------------------------
 
     def _new_job(self, spec: JobSpec, now: float) -> Job:
+        if spec.request.shared:
+            spec = replace(spec, request=stamped(spec.request, spec.owner.uid))
         limit = spec.time_limit if spec.time_limit is not None else self.settings.default_limit
         if limit is None:
             limit = self.settings.max_limit
@@ -343,6 +346,9 @@ class Engine(Moves):
         job.cancelling = (message, deadline)
         self._deadlines.add(deadline, Due.CANCEL_OVER, job.id, lease.epoch)
         self._note(job, now, f"asked to end: {message}")
+        # For who lacked just these devices it may now be worth to preempt the rest.
+        if self.settings.policy.preemption:
+            self.pass_wanted = True
         self._out += [do.Notify(job.id, NoticeKind.CANCEL, message, deadline), do.JobChanged(job.id)]
 
     def _on_force(self, event: ev.Force, now: float) -> None:
@@ -378,6 +384,8 @@ class Engine(Moves):
             old = job.priority
             if job not in self.queue:
                 job.priority = event.priority
+                if self.settings.policy.preemption:
+                    self.pass_wanted = True
             else:
                 self.queue.change(job, _set_priority(event.priority))
                 self._out.append(do.QueueChanged())
@@ -429,20 +437,24 @@ class Engine(Moves):
         for seen in event.seen:
             device = self.pool.devices[seen.uuid]
             condition, message = seen.condition, seen.message
-            holder = device.holder
-            if holder is not None and condition is not Condition.UNHEALTHY:
-                if condition is Condition.FOREIGN and device.warned != holder:
-                    device.warned = holder
-                    self._out.append(do.Notify(holder, NoticeKind.GPU_FOREIGN, message))
+            holders = device.holders
+            if condition is Condition.FOREIGN:
+                for holder in holders:
+                    if holder not in device.warned:
+                        device.warned.add(holder)
+                        self._out.append(do.Notify(holder, NoticeKind.GPU_FOREIGN, message))
+            if device.holder is not None and condition is not Condition.UNHEALTHY:
                 condition, message = Condition.CLEAN, ""
+            if device.shares and overuse.note(self, device, seen.taken, now):
+                changed.append(seen.uuid)
             before = device.condition
             if not self.pool.observe(seen.uuid, condition, message):
                 continue
             changed.append(seen.uuid)
-            if holder is not None and condition is Condition.UNHEALTHY and before is not Condition.UNHEALTHY:
-                self._out.append(do.Notify(holder, NoticeKind.GPU_UNHEALTHY, message))
+            if condition is Condition.UNHEALTHY and before is not Condition.UNHEALTHY:
+                self._out += [do.Notify(holder, NoticeKind.GPU_UNHEALTHY, message) for holder in holders]
         if changed:
-            self._out += [do.DevicesChanged(tuple(changed)), do.QueueChanged()]
+            self._out += [do.DevicesChanged(tuple(dict.fromkeys(changed))), do.QueueChanged()]
             self.pass_wanted = True
 
     def _on_drain(self, event: ev.Drain, now: float) -> None:
@@ -457,7 +469,7 @@ class Engine(Moves):
                 self._changes.settings[recovery.DRAINED + uuid] = event.reason
         if event.reason is not None:
             what = f"node {event.node}" if event.node else "a GPU of this lease"
-            told = {holder for uuid in devices if (holder := self.pool.devices[uuid].holder) is not None}
+            told = {holder for uuid in devices for holder in self.pool.devices[uuid].holders}
             for holder in sorted(told):
                 text = f"{what} is taken out of service ({event.reason}); finish when you can"
                 self._out.append(do.Notify(holder, NoticeKind.DRAIN, text))

@@ -120,11 +120,12 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at one device said."""
+    """What a look at one device said. `taken`: of a shared one, jobs and the bytes that their processes have of it."""
 
     uuid: str
     condition: Condition
     message: str = ""
+    taken: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

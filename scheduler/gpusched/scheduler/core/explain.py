@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
@@ -9,7 +10,8 @@ from typing import assert_never
 from gpusched.scheduler.core.constraints import describe
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.model import Request
+from gpusched.scheduler.core.lacking import lacks
+from gpusched.scheduler.core.model import Placement, Request
 from gpusched.scheduler.core.pool import Device, DeviceState
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import Verdict
@@ -133,11 +135,19 @@ def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
     out.append(reason.message[:1].upper() + reason.message[1:] + ".")
     request = job.request
     wants = " ".join(filter(None, [_gpus(request.gpus), describe(request)]))
-    usable = len(engine.pool.eligible(request))
-    out.append(f"It asks for {wants}; {_gpus(usable)} could serve, {engine.pool.free(request)} free now.")
+    usable = engine.pool.usable(request)
+    free = engine.pool.free(request)
+    if request.gpus:
+        have = "has" if free == 1 else "have"
+        room = f"{free} {have} room for it now" if request.shared else f"{free} free now"
+        out.append(f"It asks for {wants}; {_gpus(usable)} could serve, {room}.")
+    else:
+        out.append(f"It asks for {wants.removeprefix(_gpus(0)).strip().removeprefix('with ')}, and no GPU.")
+    out += lacks(engine.pool, request, engine.jobs)
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
-            what = f"held by job {blocker.job} ({_who(blocker)})"
+            held = "shared by" if blocker.device in engine.pool.divided else "held by"
+            what = f"{held} job {blocker.job} ({_who(blocker)})"
         else:
             device = engine.pool.devices[blocker.device]
             what = (device_text(engine, device) or blocker.state.value).removeprefix(f"GPU {blocker.index}: ")
@@ -234,6 +244,14 @@ def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]
             if mended is not None and mended != out_of_service:
                 continue
             info = device.info
+            if device.shares:
+                if pool.has_room(device, job.request):
+                    continue
+                for number, name, owner, until in _sharers(engine, device):
+                    out.append(Blocker(info.uuid, info.index, info.node, state, number, owner, name, until))
+                if len(out) >= MAX_BLOCKERS:
+                    return out[:MAX_BLOCKERS]
+                continue
             held_by = device.holder if device.holder is not None else device.kept
             holder = engine.jobs.get(held_by) if held_by is not None else None
             if holder is None:
@@ -251,6 +269,10 @@ _OUT_OF_SERVICE = (DeviceState.DRAINED, DeviceState.FOREIGN, DeviceState.DIRTY, 
 
 
 def _resources_text(engine: Engine, request: Request, free: int, blockers: tuple[Blocker, ...]) -> str:
+    if request.counted:
+        missing = "; ".join(lacks(engine.pool, request, engine.jobs))
+        if missing or not request.gpus:
+            return (missing[:1].lower() + missing[1:]).rstrip(".") or "nodes that have enough are out of service"
     text = f"needs {_gpus(request.gpus)}{_shape(request)}, {free} free"
     held: dict[JobId, list[Blocker]] = {}
     for blocker in blockers:
@@ -275,14 +297,12 @@ def _shape(request: Request) -> str:
     """What else must hold of free GPUs, where enough of them may not be enough."""
     if request.per_node:
         return f" ({request.per_node} on each node)"
-    return " on one node or whole ones" if request.shaped else ""
+    return " on one node or whole ones" if request.placement is Placement.CONSOLIDATE else ""
 
 
 def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str:
     usable = engine.pool.serviceable(job.request)
-    text = (
-        f"needs {_gpus(job.request.gpus)}, but only {usable} of {len(engine.pool.eligible(job.request))} are in service"
-    )
+    text = f"needs {_gpus(job.request.gpus)}, but only {usable} of {engine.pool.usable(job.request)} are in service"
     for blocker in out[:3]:
         said = device_text(engine, engine.pool.devices[blocker.device]) or blocker.state.value
         text += f"; {said if said.startswith('GPU ') else f'GPU {blocker.index}: {said}'}"
@@ -290,6 +310,13 @@ def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str
     if waits and engine.queue.class_of(job).verdict is Verdict.SET_ASIDE:
         text += "; set aside, others go first meanwhile"
     return text
+
+
+def _sharers(engine: Engine, device: Device) -> Iterator[tuple[JobId, str, str, float | None]]:
+    """Who has shares of a device: job, its name, its owner's, and when its time limit ends."""
+    for number in device.shares:
+        job = engine.jobs[number]
+        yield number, job.name, job.spec.owner.name, None if job.lease is None else job.lease.expires_at
 
 
 def _who(blocker: Blocker) -> str:

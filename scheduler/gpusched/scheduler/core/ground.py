@@ -18,7 +18,7 @@ from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.orders import make_order
 from gpusched.scheduler.core.outlook import Outlook
 from gpusched.scheduler.core.planner import Pass
-from gpusched.scheduler.core.pool import Pool
+from gpusched.scheduler.core.pool import Pool, Rules
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import JobQueue, Verdict
 from gpusched.scheduler.core.quotas import quotas_of
@@ -34,7 +34,7 @@ class Ground:
         self, nodes: tuple[NodeInfo, ...], settings: Settings | None = None, *, first_job: int = 1, first_epoch: int = 1
     ) -> None:
         self.settings = settings or Settings()
-        self.pool = Pool(nodes)
+        self.pool = Pool(nodes, Rules(self.settings.share_reserve, self.settings.share_between_users))
         self.usage = UsageBook(self.settings.policy.half_life)
         self.estimates = Estimates()
         self.queue = self._make_queue()

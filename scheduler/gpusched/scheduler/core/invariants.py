@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.states import Finished, Queued, Running
+from gpusched.scheduler.core.sharing import HOST, Grant, Host, Share
+from gpusched.scheduler.core.states import Finished, Lease, Queued, Running
 
 
 def check(engine: Engine) -> None:
     """Raises AssertionError that names the invariant and the job or device that breaks it."""
     _check_devices(engine)
+    _check_hosts(engine)
     _check_jobs(engine)
     _check_queue(engine)
     _check_claims(engine)
@@ -19,13 +21,17 @@ def check(engine: Engine) -> None:
 
 def _check_devices(engine: Engine) -> None:
     owners: dict[str, int] = {}
+    sharers: dict[str, dict[int, Share]] = {}
     for job in engine.running.values():
         lease = job.lease
         assert lease is not None, f"job {job.id} is listed as running without a lease"
         assert len(lease.devices) == job.request.gpus == len(set(lease.devices)), f"job {job.id}: all or nothing"
         for uuid in lease.devices:
             assert uuid not in owners, f"device {uuid} is leased to jobs {owners[uuid]} and {job.id}"
-            owners[uuid] = job.id
+            if job.request.shared:
+                sharers.setdefault(uuid, {})[job.id] = Share(job.spec.owner.uid, job.request.memory_bytes)
+            else:
+                owners[uuid] = job.id
             known = uuid in engine.pool.devices  # else it is gone since the job got it
             allowed = not known or uuid in engine.pool.eligible(job.request)
             assert allowed, f"job {job.id} got {uuid}, which it may not have"
@@ -36,11 +42,41 @@ def _check_devices(engine: Engine) -> None:
         assert node.available == available, f"node {node.info.name}: list of available devices is off"
     free = sum(len(node.available) for node in engine.pool.nodes.values())
     assert engine.pool.free_total == free, "count of free devices is off"
-    assert engine.pool._held == len(owners.keys() & engine.pool.devices.keys()), "count of held devices is off"
+    held = (owners.keys() | sharers.keys()) & engine.pool.devices.keys()
+    assert engine.pool._held == len(held), "count of held devices is off"
+    assert engine.pool.divided == sharers.keys() & engine.pool.devices.keys(), "list of shared devices is off"
     for device in engine.pool.devices.values():
         counted = engine.pool.count_serviceable(frozenset((device.uuid,)))
         assert counted == engine.pool.in_service(device), f"device {device.uuid}: list of those in service is off"
         assert device.holder == owners.get(device.uuid), f"device {device.uuid} and the leases disagree"
+        assert device.shares == sharers.get(device.uuid, {}), f"device {device.uuid} and its shares disagree"
+        assert not (device.shares and device.holder is not None), f"device {device.uuid} is shared and held as a whole"
+        assert device.over.keys() <= device.shares.keys(), f"device {device.uuid}: one that takes too much is gone"
+        left, grown = engine.pool.left_of(device), device.uuid in engine.pool.oversold
+        assert left >= 0 or grown or not device.shares, f"device {device.uuid} is oversold by {-left} bytes"
+        uids = {share.sharer for share in device.shares.values()}
+        mixed = engine.pool.rules.mixed or grown
+        assert len(uids) <= 1 or mixed, f"device {device.uuid} is shared by the users {sorted(uids)}"
+
+
+def _check_hosts(engine: Engine) -> None:
+    pool = engine.pool
+    taken = dict.fromkeys(pool.nodes, Host(0, 0))
+    for job in engine.running.values():
+        assert (job.id in pool.grants) == job.request.counted, f"job {job.id} and the list of grants disagree"
+        if not (job.request.cpus or job.request.host_bytes):
+            continue
+        lease = job.lease
+        assert isinstance(lease, Lease) and isinstance(lease.devices, Grant), f"job {job.id} does not say where it is"
+        here = {pool.devices[uuid].info.node for uuid in lease.devices if uuid in pool.devices}
+        assert here <= set(lease.devices.nodes), f"job {job.id} has GPUs of a node that it has nothing else of"
+        for name in lease.devices.nodes:
+            if name in taken:
+                taken[name] = taken[name].less(-job.request.cpus, -job.request.host_bytes)
+    for name, node in pool.nodes.items():
+        assert node.taken == taken[name], f"node {name}: what is taken of its host is off"
+        fits = node.left.cpus >= 0 and node.left.memory >= 0
+        assert fits or HOST + name in pool.oversold, f"node {name} is oversold: {node.left} is left"
 
 
 def _check_jobs(engine: Engine) -> None:
@@ -83,7 +119,8 @@ def _check_claims(engine: Engine) -> None:
             kept[uuid] = job.id
     for device in engine.pool.devices.values():
         assert device.kept == kept.get(device.uuid), f"device {device.uuid} and the claims disagree"
-    held = [uuid for _, _, devices in engine.ends for uuid in devices if uuid in engine.pool.devices]
+    pool = engine.pool
+    held = [u for _, _, devices in engine.ends for u in devices if u in pool.devices and u not in pool.divided]
     assert len(held) == len(set(held)), "the ends count a device twice"
 
 

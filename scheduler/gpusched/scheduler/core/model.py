@@ -24,13 +24,13 @@ class Placement(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """GPUs that a job asks for, all or nothing. Equal requests are interchangeable to the planner.
+    """What a job asks for, all or nothing. Equal requests are interchangeable to the planner.
 
     All conditions hold together. Several names of one thing are kept sorted, so that equal requests compare equal.
 
     Attributes:
-        gpus: how many, at least 1.
-        memory_bytes: least total memory of each GPU, 0 for any.
+        gpus: how many, at least 1; 0 where only something of a host is asked for.
+        memory_bytes: least total memory of each GPU, 0 for any; of shared ones, how much of it the job takes.
         model: text that each GPU's model contains, lower case, empty for any.
         node: the only node that will do, empty for any.
         nodes: names of the nodes that will do, empty for any.
@@ -39,6 +39,10 @@ class Request:
         labels: (key, value) pairs, each of which the GPU's node or the GPU itself must have.
         per_node: exactly so many on each node that is used, 0 for any number; `gpus` is a multiple of it.
         placement: how to choose among nodes.
+        shared: others may be on the same GPUs, as far as their memory goes.
+        cpus: cores on each node that is used, 0 for none in particular.
+        host_bytes: memory of the host on each node that is used, 0 for none in particular.
+        sharer: uid of the job's owner where `shared`, put there by the engine; -1 elsewhere.
         spelled_model: the model as it was written, for messages alone; empty where nobody knows.
     """
 
@@ -52,12 +56,33 @@ class Request:
     labels: tuple[tuple[str, str], ...] = ()
     per_node: int = 0
     placement: Placement = Placement.PACK
+    shared: bool = False
+    cpus: int = 0
+    host_bytes: int = 0
+    sharer: int = -1
     spelled_model: str = field(default="", compare=False)
+    #: Whether more than whole GPUs is asked for: shares of them, or something of their hosts.
+    counted: bool = field(init=False, repr=False, compare=False)
+    #: How many GPUs must be wholly free at the least.
+    whole_gpus: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "counted", self.shared or self.cpus > 0 or self.host_bytes > 0)
+        put(self, "whole_gpus", 0 if self.shared else self.gpus)
+        # A request is looked up at every step of its job's way; the fields that tell most requests apart come first.
+        where = (self.memory_bytes, self.model, self.node, self.nodes, self.gpu_ids, self.exclude, self.labels)
+        how = (self.per_node, self.placement.value, self.shared, self.cpus, self.host_bytes, self.sharer)
+        put(self, "_hash", hash((self.gpus, where, how)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def shaped(self) -> bool:
         """Whether enough free GPUs may still be too few, for how they lie on the nodes."""
-        return self.per_node > 0 or self.placement is Placement.CONSOLIDATE
+        return self.per_node > 0 or self.counted or self.placement is Placement.CONSOLIDATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +129,8 @@ class NodeInfo:
         links: how well each two GPUs are connected, a row for each, by index: 100 for each NVLink, and on top (where
             no NVSwitch makes that irrelevant) 60 for one board, 50 for one PCIe switch, 40 for several, 30 for one
             host bridge, 20 for one CPU, 10 for different ones. Empty: unknown, all alike.
+        cpus: cores that jobs may be given, 0 if none are counted.
+        memory_bytes: memory of the host that jobs may be given, 0 if none is counted.
     """
 
     name: str
@@ -112,6 +139,8 @@ class NodeInfo:
     driver_version: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     links: tuple[tuple[int, ...], ...] = ()
+    cpus: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

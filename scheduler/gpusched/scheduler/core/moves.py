@@ -56,6 +56,9 @@ class Moves(Ground):
             if self.settings.policy.preemption:
                 # Its holder can be told to make room again.
                 self.pass_wanted = True
+            if job.preempting is not None and job.lease is not None:
+                # It is told again, so that it need not have all of the window.
+                self._deadlines.add(max(now, job.preempting[1]), Due.PREEMPT_OVER, job.id, job.lease.epoch)
         if isinstance(job.status, Queued) and job.status.gate in (Gate.UNCONFIRMED, Gate.REATTACH):
             self._regate(job, now, "awake again")
 
@@ -99,7 +102,7 @@ class Moves(Ground):
             now,
             f"granted {count} GPU{'' if count == 1 else 's'}",
         )
-        self._changes.leases.append(LeaseRecord(epoch, job.id, start.devices, now))
+        self._changes.leases.append(LeaseRecord(epoch, job.id, start.devices, now, shared=job.request.shared))
         self._watch_lease(job, lease)
         self._out.append(do.StartRun(job.id, lease, job.attempt) if batch else do.Granted(job.id, lease))
         self._out += [do.JobChanged(job.id), do.DevicesChanged(start.devices)]
@@ -137,7 +140,8 @@ class Moves(Ground):
             self.estimates.learn(job, now - lease.granted_at)
             # Of a job from before a restart, a device may be gone since.
             devices = tuple(uuid for uuid in lease.devices if uuid in self.pool.devices)
-            self.pool.give_back(devices, Condition.CHECKING if self.settings.check_released else Condition.CLEAN)
+            condition = Condition.CHECKING if self.settings.check_released else Condition.CLEAN
+            self.pool.give_back(devices, condition, job.id)
             self.absent.discard(job.id)
             job.missed = 0
             self._changes.ended.append((lease.epoch, now))

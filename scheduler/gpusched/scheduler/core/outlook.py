@@ -7,14 +7,13 @@ The forecast is a plan of the same queue with expected run times instead of limi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.profile import NEVER, CountProfile, DeviceProfile, Profile
+from gpusched.scheduler.core.profile import NEVER, form_for, profile_of
 from gpusched.scheduler.core.queue import limit_of
 
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ class Outlook:
 
     def _promise(self, job: Job) -> float | None:
         ground = self._ground
+        if (claim := ground.claims.get(job.id)) is not None:
+            return claim.until
         if ground.bookings is not None:
             promise = ground.bookings.start_of(job)
         elif ground.settings.policy.backfill == "easy":
@@ -130,7 +131,7 @@ class Outlook:
         """Start times, in the queue's order, if work takes as long as told; those that never come are left out."""
         ground = self._ground
         waiting = list(waiting)
-        profile = _profile(ground.pool, waiting, now)
+        profile = profile_of(form_for(ground.pool, (job.request for job in waiting)), ground.pool, now)
         for job in ground.running.values():
             lease = job.lease
             assert lease is not None
@@ -157,10 +158,3 @@ class Outlook:
                 starts[job.id] = found[0]
                 profile.take(found[1], found[0], found[0] + takes)
         return starts
-
-
-def _profile(pool: Pool, waiting: Sequence[Job], now: float) -> Profile:
-    free = pool.free_soon()
-    if all(not job.request.shaped and pool.everything(pool.eligible(job.request)) for job in waiting):
-        return CountProfile(pool, sum(map(len, free.values())), now)
-    return DeviceProfile(pool, free, now)

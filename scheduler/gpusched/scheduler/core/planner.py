@@ -72,7 +72,7 @@ class Pass:
         self._backfill = policy.backfill != "none"
         #: Promises made in this pass.
         self.reservations: list[Reservation] = []
-        self._blocked: set[str] = set()
+        self._blocked: frozenset[str] = frozenset()
         self._blockers: list[tuple[frozenset[str], JobId]] = []
         #: Devices that somebody could use who waits without a promise.
         self._wished: set[str] = set()
@@ -111,9 +111,12 @@ class Pass:
                     self._push_candidate(heads, lane, key, number, found)
                 elif shortest and found.verdict is Verdict.WAITS:
                     later.append(found)
+                if start is None and not shortest and self._all_behind_one():
+                    heads = self._hopeful(heads)
                 continue
             if shortest:
                 later.append(found)
+                self._wish(eligible)
                 continue
             start = self._candidate(key, found, eligible)
             if start is not None:
@@ -152,6 +155,7 @@ class Pass:
                 start = self._first(job.key, found, eligible)
             elif shortest:
                 later.append((limit_of(job), job))
+                self._wish(eligible)
                 continue
             else:
                 start = self._candidate(job.key, found, eligible)
@@ -265,9 +269,13 @@ class Pass:
 
     def _block(self, job: Job, eligible: frozenset[str]) -> None:
         self._last = job
-        if not eligible <= self._blocked:
+        blocked = self._blocked
+        if not blocked:
+            self._blocked = eligible
+            self._blockers.append((eligible, job.id))
+        elif eligible is not blocked and not eligible <= blocked:
             # Whoever shares a device with a job that adds none is named after an earlier one: a short list will do.
-            self._blocked |= eligible
+            self._blocked = blocked | eligible
             self._blockers.append((eligible, job.id))
         if self._backfill:
             several = self._policy.depth > 1
@@ -284,6 +292,35 @@ class Pass:
 
     # -- who comes after somebody that must wait -----------------------------------------------------------
 
+    def _all_behind_one(self) -> bool:
+        """True if one job that waits blocks all others, and no more promises are to be made."""
+        return (
+            len(self._blockers) == 1
+            and len(self._blocked) == len(self._pool.devices)
+            and self._pool.all_in_service
+            and self._policy.depth == 1
+            and self._quotas is None
+            and not self._with_claims
+            # Those who want something of a host alone are not behind him.
+            and not self._pool.counting
+        )
+
+    def _hopeful(self, heads: list[tuple[int, Key, int, JobClass]]) -> list[tuple[int, Key, int, JobClass]]:
+        """Of classes that are all behind one job, those of which somebody may start, as far as counts can tell."""
+        blocker, free, left = self._blockers[0][1], self._pool.free_total, []
+        for lane, key, number, found in heads:
+            found.verdict, found.blocked_by, found.unavailable_since = Verdict.BEHIND, blocker, None
+            need = found.request.gpus
+            if not self._backfill or need > free:
+                continue
+            if found.eligible is None:
+                found.eligible = self._pool.eligible(found.request)
+            first = found.keys.after(None, self._longest(found, need))
+            if first is not None:
+                left.append((lane, first if first > key else key, number, found))
+        heapify(left)
+        return left
+
     def _candidate(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
         """Start a job although one before it must wait, if nobody is the worse for it."""
         if self._pool.all_in_service:
@@ -291,11 +328,11 @@ class Pass:
         elif self._out_of_service(found, eligible):
             return None
         found.verdict = Verdict.BEHIND
-        found.blocked_by = next((job for devices, job in self._blockers if not eligible.isdisjoint(devices)), None)
+        found.blocked_by = self._blocker(eligible)
         if not self._backfill:
             self._block(self._queue.job(key), eligible)
             return None
-        if found.request.gpus > self._pool.free_total:
+        if found.request.whole_gpus > self._pool.free_total:
             self._reserve_more(key, found, eligible)
             return None
         devices = self._pool.place(found.request)
@@ -304,19 +341,34 @@ class Pass:
             return None
         job = self._queue.job(key)
         until = self._now + limit_of(job)
-        passed = []
-        for promise in self.reservations:
-            if not promise.allows(self._pool, devices, until):
-                self._wish(eligible)
-                return None
-            passed.append(promise.job)
+        harmed = self._harmed(devices, until)
+        if harmed and not all(eligible <= promise.eligible for promise in harmed):
+            # Others of its devices may harm nobody.
+            avoid = frozenset[str]().union(*(promise.eligible for promise in self.reservations if until > promise.at))
+            others = self._pool.place(found.request, self._pool.free_now(avoid))
+            if others is not None:
+                devices, harmed = others, self._harmed(others, until)
+        if harmed:
+            self._wish(eligible)
+            return None
         for promise in self.reservations:
             promise.charge(self._pool, devices, until)
-        return self._started(job, devices, tuple(passed))
+        return self._started(job, devices, tuple([promise.job for promise in self.reservations]))
+
+    def _harmed(self, devices: tuple[str, ...], until: float) -> list[Reservation]:
+        """Promises that could not be kept if somebody had these devices until then."""
+        return [promise for promise in self.reservations if not promise.allows(self._pool, devices, until)]
+
+    def _blocker(self, eligible: frozenset[str]) -> JobId | None:
+        """The first of those that block others whose wait blocks such a job."""
+        for devices, job in self._blockers:
+            if devices is eligible or not eligible.isdisjoint(devices):
+                return job
+        return None
 
     def _wish(self, eligible: frozenset[str]) -> None:
         """Somebody waits behind others, without a promise; who comes after him may have to wait for him, too."""
-        if not eligible <= self._blocked:
+        if eligible is not self._blocked and not eligible <= self._blocked:
             self._wished |= eligible
 
     def _reserve_more(self, key: Key, found: JobClass, eligible: frozenset[str]) -> None:
@@ -333,7 +385,7 @@ class Pass:
     ) -> None:
         """Look at the next of a class that may start at all: it fits, and ends in time or takes only what is spare."""
         need = found.request.gpus
-        if need > self._pool.free_total:
+        if found.request.whole_gpus > self._pool.free_total:
             return
         following = found.keys.after(key, self._longest(found, need))
         if following is not None:
@@ -347,7 +399,8 @@ class Pass:
         for promise in self.reservations:
             inside = promise.eligible is eligible or eligible <= promise.eligible
             if inside and (promise.frozen or (promise.free is None and need > promise.spare)):
-                longest = min(longest, promise.at - self._now)
+                # A little more than that, as sums of times are not exact; `allows` has the last word.
+                longest = min(longest, promise.at - self._now + 1e-6)
         return longest
 
     def _shortest(self, later: list[JobClass]) -> Iterator[Start]:
@@ -357,7 +410,7 @@ class Pass:
 
         def push(found: JobClass, number: int, after: tuple[float, Key] | None) -> None:
             assert found.by_limit is not None
-            if found.request.gpus > self._pool.free_total:
+            if found.request.whole_gpus > self._pool.free_total:
                 return
             entry = found.by_limit.first() if after is None else found.by_limit.after(after)
             if entry is not None and entry[0] <= self._longest(found, found.request.gpus):
@@ -385,7 +438,7 @@ class Pass:
         eligible = found.eligible
         assert eligible is not None
         found.verdict = Verdict.BEHIND
-        found.blocked_by = next((job for devices, job in self._blockers if not eligible.isdisjoint(devices)), None)
+        found.blocked_by = self._blocker(eligible)
 
     def _started(self, job: Job, devices: tuple[str, ...], passed: tuple[Job, ...]) -> Start:
         if self._slots is not None:

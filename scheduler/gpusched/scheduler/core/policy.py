@@ -98,6 +98,13 @@ class PolicySettings:
             if not quota.name or quota.gpus < 0 or quota.jobs < 0:
                 what = f"{quota.name!r} with {quota.gpus} GPUs and {quota.jobs} jobs"
                 raise Invalid(f"policy.quotas: {what}; give a name, and 0 or more of both", field="policy.quotas")
+        names = [quota.name for quota in self.quotas]
+        for name in names:
+            if names.count(name) > 1:
+                raise Invalid(f"policy.quotas: {name!r} is named twice", field="policy.quotas")
+            if name.endswith("/") and not any(path.startswith(name) for path, _ in self.shares):
+                text = f"policy.quotas: there is no account {name!r}; accounts are those of policy.shares"
+                raise Invalid(text, field="policy.quotas")
         for name in ("freeze_wait", "aging", "starvation", "preempt_after", "preempt_grace"):
             _seconds(f"policy.{name}", getattr(self, name), zero=True)
         _seconds("policy.half_life", self.half_life, zero=False)

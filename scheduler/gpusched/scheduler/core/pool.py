@@ -1,143 +1,64 @@
-"""The GPUs: which exist, which may be handed out, and which ones a request gets."""
+"""What a request may have: which devices would do, which it gets, and what if others came back or went."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import assert_never
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from gpusched.scheduler.core import placement
+from gpusched.scheduler.core import placement, sharing
 from gpusched.scheduler.core.jobs import JobId
-from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo, Request
+from gpusched.scheduler.core.model import DeviceInfo, NodeInfo, Request
+from gpusched.scheduler.core.sharing import HOST, Grant, Host, Room, Rules
+from gpusched.scheduler.core.stock import Device, DeviceState, Node, Stock
+
+__all__ = ["Device", "DeviceState", "Grant", "Node", "Pool", "Room", "Rules"]
 
 #: So many answers to "which devices could serve?" are remembered; the questions are the callers' to choose.
 _MAX_REMEMBERED = 4096
 
 
-class DeviceState(Enum):
-    """What a user is told about a GPU; derived, so that it cannot disagree with the facts."""
+class Pool(Stock):
+    """All devices of all nodes, and what may be asked of them.
 
-    FREE = "free"
-    ALLOCATED = "allocated"
-    CHECKING = "checking"
-    DIRTY = "dirty"
-    FOREIGN = "foreign"
-    UNHEALTHY = "unhealthy"
-    DRAINED = "drained"
-
-
-@dataclass(slots=True, eq=False)
-class Device:
-    """A GPU as the engine knows it. Only the engine changes it, through the pool."""
-
-    info: DeviceInfo
-    condition: Condition = Condition.CLEAN
-    message: str = ""
-    drained: str | None = None  # the reason, None if in service
-    holder: JobId | None = None
-    kept: JobId | None = None  # who waits for it and alone may have it next
-    previous: JobId | None = None  # who had it last
-    warned: JobId | None = None  # the holder that was told of a foreign process on it
-
-    @property
-    def uuid(self) -> str:
-        return self.info.uuid
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    info: NodeInfo
-    devices: list[Device] = field(default_factory=list)  # by index
-    drained: str | None = None
-    #: Positions in `devices` of those that may be handed out now, ascending.
-    available: list[int] = field(default_factory=list)
-
-
-class Pool:
-    """All devices of all nodes.
+    What is free is told as positions of wholly free devices by node. As soon as anybody has asked for a share of a
+    device, or something of a host, it is a `Room`, which has the rest as well.
 
     Args:
         nodes: what the inventory found, at start.
+        rules: of shares.
     """
 
-    def __init__(self, nodes: Iterable[NodeInfo]) -> None:
-        self.nodes: dict[str, Node] = {}
-        self.devices: dict[str, Device] = {}
-        self._place: dict[str, tuple[Node, int]] = {}
-        self._eligible: dict[tuple[object, ...], frozenset[str]] = {}  # by all of a request but number and shape
+    def __init__(self, nodes: Iterable[NodeInfo], rules: Rules = Rules()) -> None:  # noqa: B008 - immutable
+        super().__init__(nodes, rules)
+        self._eligible: dict[Request, frozenset[str]] = {}
         self._same: dict[frozenset[str], frozenset[str]] = {}  # one object for equal sets: there are few
-        self._out_of_service: set[str] = set()  # drained, or not well or empty
-        #: How many devices may be handed out now.
-        self.free_total = 0
-        self._held = 0
-        self._kept: set[str] = set()  # devices that are kept for a job
-        #: Counts the times that a device went out of service or came back.
-        self.capacity_changes = 0
-        for info in nodes:
-            node = Node(info, [Device(device) for device in info.devices])
-            self.nodes[info.name] = node
-            for position, device in enumerate(node.devices):
-                if device.uuid in self.devices:
-                    raise ValueError(f"two devices have the uuid {device.uuid}")
-                self.devices[device.uuid] = device
-                self._place[device.uuid] = (node, position)
-            node.available = list(range(len(node.devices)))
-            self.free_total += len(node.devices)
         self._layout = placement.Layout(node.info for node in self.nodes.values())
-        self._available = {name: node.available for name, node in self.nodes.items()}  # the very lists
+        #: Whether anybody has asked for more than whole devices yet.
+        self.counting = False
+        self._hosts = frozenset(HOST + name for name in self.nodes)
+        self._infos: dict[str, DeviceInfo] = {uuid: device.info for uuid, device in self.devices.items()}
+        self._places = {uuid: (node.info.name, position) for uuid, (node, position) in self._place.items()}
 
-    # -- what is there ---------------------------------------------------------------------------------
-
-    def node_of(self, device: Device) -> Node:
-        return self._place[device.uuid][0]
-
-    def state(self, device: Device) -> DeviceState:
-        """The state shown to people: the strongest reason that keeps it from being handed out."""
-        if device.holder is not None:
-            return DeviceState.ALLOCATED
-        if device.condition is Condition.UNHEALTHY:
-            return DeviceState.UNHEALTHY
-        if self.drain_reason(device) is not None:
-            return DeviceState.DRAINED
-        match device.condition:
-            case Condition.CLEAN:
-                return DeviceState.FREE
-            case Condition.CHECKING:
-                return DeviceState.CHECKING
-            case Condition.DIRTY:
-                return DeviceState.DIRTY
-            case Condition.FOREIGN:
-                return DeviceState.FOREIGN
-            case _:
-                assert_never(device.condition)
-
-    def drain_reason(self, device: Device) -> str | None:
-        """Why it is out of service, by itself or with its node; None if it is in service."""
-        return device.drained if device.drained is not None else self.node_of(device).drained
-
-    def is_available(self, device: Device) -> bool:
-        """True if it may be handed out now, to anybody."""
-        return device.kept is None and self._is_ready(device)
-
-    def _is_ready(self, device: Device) -> bool:
-        return device.holder is None and device.condition is Condition.CLEAN and self.drain_reason(device) is None
+    # -- what would do ---------------------------------------------------------------------------------
 
     def eligible(self, request: Request) -> frozenset[str]:
-        """Uuids of all devices that could ever serve in a grant of the request, busy or not."""
-        constraint = (
-            *(request.memory_bytes, request.model, request.node),
-            *(request.nodes, request.gpu_ids, request.exclude, request.labels),
-        )
-        found = self._eligible.get(constraint)
+        """Uuids of all devices that could ever serve in a grant of the request, busy or not.
+
+        Where something of a host is asked for, the hosts that could serve are named as well, by HOST and the name of
+        the node: those who compete for one of them wait for each other.
+        """
+        found = self._eligible.get(request)
         if found is None:
+            self.counting = self.counting or request.counted
             found = self._find_eligible(request)
             found = self._same.setdefault(found, found)
             if len(self._eligible) >= _MAX_REMEMBERED:
                 self._eligible.clear()
-            self._eligible[constraint] = found
+            self._eligible[request] = found
         return found
+
+    def usable(self, request: Request) -> int:
+        """How many devices could ever serve."""
+        return len(self.eligible(request) - self._hosts)
 
     def named(self, name: str) -> Device | None:
         """What a uuid, "node:index", or an index on the scheduler's own node means; None if there is no such device."""
@@ -157,22 +78,31 @@ class Pool:
         only = {device.uuid for name in request.gpu_ids if (device := self.named(name))}
         # A node may be called like a GPU's index; then both are meant.
         never = {device.uuid for name in request.exclude if (device := self.named(name))}
-        found = []
+        rules = self.rules
+        found: list[str] = []
         for name, node in self.nodes.items():
             if request.node not in ("", name) or name in request.exclude:
                 continue
             if request.nodes and name not in request.nodes:
                 continue
+            if not Host(node.info.cpus, node.info.memory_bytes).holds(request.cpus, request.host_bytes):
+                continue
             labels = [label for label in request.labels if node.info.labels.get(label[0]) != label[1]]
-            found += [
+            if not request.gpus:
+                found += [HOST + name] if not labels else []
+                continue
+            here = [
                 info.uuid
                 for info in node.info.devices
-                if info.memory_bytes >= request.memory_bytes
+                if (rules.capacity(info) if request.shared else info.memory_bytes) >= request.memory_bytes
                 and request.model in info.model.lower()
                 and (not request.gpu_ids or info.uuid in only)
                 and info.uuid not in never
                 and all(label in info.labels for label in labels)
             ]
+            found += here
+            if here and (request.cpus or request.host_bytes):
+                found.append(HOST + name)
         return frozenset(found)
 
     def serviceable(self, request: Request) -> int:
@@ -181,15 +111,20 @@ class Pool:
 
     def count_serviceable(self, uuids: frozenset[str]) -> int:
         """How many of some devices are free now or will be without anybody mending anything."""
-        return len(uuids) - len(uuids & self._out_of_service)
-
-    def in_service(self, device: Device) -> bool:
-        """True if it is free or will be without anybody mending anything."""
-        return device.condition in (Condition.CLEAN, Condition.CHECKING) and self.drain_reason(device) is None
+        hosts = len(uuids & self._hosts) if self.counting else 0
+        return len(uuids) - hosts - len(uuids & self._out_of_service)
 
     def free(self, request: Request) -> int:
-        """How many eligible devices may be handed out now."""
-        return sum(1 for uuid in self.eligible(request) if self.is_available(self.devices[uuid]))
+        """How many eligible devices may be handed out now, or have room for one more share."""
+        devices = [self.devices[uuid] for uuid in self.eligible(request) if uuid in self.devices]
+        return sum(1 for device in devices if self.is_available(device) or self.has_room(device, request))
+
+    def has_room(self, device: Device, request: Request) -> bool:
+        """True if a device that is shared may be given to one more request."""
+        if not request.shared or not self.may_share(device):
+            return False
+        shares = tuple(device.shares.values())
+        return self.rules.admits(device.info, shares, request.memory_bytes, request.sharer)
 
     # -- choosing ---------------------------------------------------------------------------------------
 
@@ -198,9 +133,16 @@ class Pool:
 
         Args:
             request: what is asked for.
-            free: what is free: node name to the ascending positions in `Node.devices`; None for what is free now.
+            free: what is free: node name to the ascending positions in `Node.devices`, or a `Room`; None for what is
+                free now.
+
+        Returns:
+            A `Grant` if the request asks for more than whole devices.
         """
         eligible = self.eligible(request)
+        if request.counted:
+            room = self._room_now() if free is None else self._as_room(free)
+            return sharing.place(self._layout, self._infos, room, request, eligible, self.rules)
         any_will_do = len(eligible) == len(self.devices)
         return placement.place(
             self._layout, self._available if free is None else free, request, None if any_will_do else eligible
@@ -230,22 +172,34 @@ class Pool:
         return sum([uuid in uuids and uuid not in self._out_of_service for uuid in devices])
 
     def count_soon(self, uuids: frozenset[str]) -> int:
-        """How many of some devices nobody holds and nobody has to mend: free, or about to be."""
+        """How many of some devices nobody holds and nobody has to mend: free, or about to be, as a whole."""
         if len(uuids) == len(self.devices) and not self._out_of_service:
-            return len(uuids) - self._held - sum(self.devices[u].holder is None for u in self._kept)
-        devices, no = self.devices, self._out_of_service | self._kept
-        return sum([devices[u].holder is None and u not in no for u in uuids])
+            return len(uuids) - self._held - sum(not self.devices[u].held for u in self._kept)
+        devices, no = self.devices, self._out_of_service | self._kept | self.divided
+        return sum([u in devices and devices[u].holder is None and u not in no for u in uuids])
 
     def free_soon(self) -> dict[str, list[int]]:
         """Positions of such devices by node, ascending."""
-        return {
+        free = {
             name: [
                 p
                 for p, each in enumerate(node.devices)
-                if each.holder is None and each.kept is None and self.in_service(each)
+                if each.holder is None and not each.shares and each.kept is None and self.in_service(each)
             ]
             for name, node in self.nodes.items()
         }
+        if not self.counting and not self.grants:
+            return free
+        shares = {
+            uuid: tuple(device.shares.values())
+            for uuid in sorted(self.divided)
+            if (device := self.devices[uuid]).kept is None and self.in_service(device)
+        }
+        return Room.of(free, shares, self._hosts_left())
+
+    def free_now(self, without: frozenset[str]) -> dict[str, list[int]]:
+        """Positions of the devices that may be handed out now, by node, less some."""
+        return self.available_but(without)
 
     def places_of(self, devices: Iterable[str]) -> list[tuple[str, int]]:
         """Node and position of some devices; those that are gone or that somebody must mend are left out."""
@@ -261,6 +215,15 @@ class Pool:
         devices = [self.nodes[name].devices[position] for name, position in places]
         return tuple(device.uuid for device in devices) if all(map(self.is_available, devices)) else None
 
+    def fits(self, devices: Sequence[str], free: Mapping[str, list[int]] | None = None) -> bool:
+        """Whether exactly this grant could be had, of what is free now or of something else."""
+        room = self._room_now() if free is None else free
+        return sharing.fits(room, devices, self._places, self._infos, self.rules)
+
+    def meet(self, one: dict[str, list[int]], other: dict[str, list[int]]) -> dict[str, list[int]]:
+        """What is free in both."""
+        return sharing.meet(self._as_room(one), self._as_room(other), self._places)
+
     def available_to(self, job: JobId) -> dict[str, list[int]]:
         """Positions of the devices that a job could be given now, by node: what is kept for it included."""
         mine = [uuid for uuid in self._kept if self.devices[uuid].kept == job and self._is_ready(self.devices[uuid])]
@@ -268,21 +231,29 @@ class Pool:
 
     def available_but(self, uuids: Collection[str]) -> dict[str, list[int]]:
         """Positions of the devices that may be handed out now and are none of these, by node."""
-        return {
+        free = {
             name: [position for position in node.available if node.devices[position].uuid not in uuids]
             for name, node in self.nodes.items()
         }
+        if not self.counting:
+            return free
+        now = self._room_now()
+        shares = {uuid: shares for uuid, shares in now.shares.items() if uuid not in uuids}
+        return Room.of(free, shares, {name: host for name, host in now.hosts.items() if HOST + name not in uuids})
 
     def joined(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
         """Free positions with these devices added, whatever state they are in."""
-        out = dict(free)
+        out = free.copy() if isinstance(free, Room) else dict(free)
         for uuid in devices:
             node, position = self._place[uuid]
             out[node.info.name] = sorted({*out[node.info.name], position})
         return out
 
-    def with_(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
+    def with_(self, free: Mapping[str, list[int]], devices: Sequence[str]) -> dict[str, list[int]]:
         """Free positions when these devices have come back; those that somebody must mend do not count."""
+        if isinstance(free, Room) or isinstance(devices, Grant):
+            held = {uuid: tuple(self.devices[uuid].shares.values()) for uuid in devices if uuid in self.divided}
+            return sharing.with_(self._as_room(free), devices, self._places, held, self._out_of_service)
         out = dict(free)
         for uuid in devices:
             found = self._place.get(uuid)
@@ -291,8 +262,10 @@ class Pool:
                 out[name] = sorted({*out[name], found[1]})
         return out
 
-    def without(self, free: Mapping[str, list[int]], devices: Iterable[str]) -> dict[str, list[int]]:
+    def without(self, free: Mapping[str, list[int]], devices: Sequence[str]) -> dict[str, list[int]]:
         """Free positions when somebody has these devices."""
+        if isinstance(free, Room) or isinstance(devices, Grant):
+            return sharing.without(self._as_room(free), devices, self._places)
         out = dict(free)
         for uuid in devices:
             found = self._place.get(uuid)
@@ -301,101 +274,21 @@ class Pool:
                 out[name] = [position for position in out[name] if position != found[1]]
         return out
 
-    # -- changing ---------------------------------------------------------------------------------------
+    def _room_now(self) -> Room:
+        """All that may be handed out now."""
+        shares = {
+            uuid: tuple(self.devices[uuid].shares.values())
+            for uuid in sorted(self.divided)
+            if self.may_share(self.devices[uuid])
+        }
+        return Room.of(self._available, shares, self._hosts_left())
 
-    def take(self, uuids: Iterable[str], job: JobId) -> None:
-        """Give devices to a job. They must be available."""
-        places = self._place
-        for uuid in uuids:
-            node, position = places[uuid]
-            device = node.devices[position]
-            available = node.available
-            # What is handed out is mostly the first that is free.
-            at = 0 if available and available[0] == position else bisect_left(available, position)
-            if at == len(available) or available[at] != position:
-                raise AssertionError(f"device {uuid} is {self.state(device).name}, not free for job {job}")
-            del available[at]
-            self.free_total -= 1
-            self._held += 1
-            device.holder = job
+    def _as_room(self, free: Mapping[str, list[int]]) -> Room:
+        """What is free, where so far nobody had a part of anything."""
+        if isinstance(free, Room):
+            return free
+        hosts = {name: Host(node.info.cpus, node.info.memory_bytes) for name, node in self.nodes.items()}
+        return Room.of(free, {}, hosts)
 
-    def give_back(self, uuids: Iterable[str], condition: Condition) -> None:
-        """End a hold. `condition` is CLEAN where nothing can have run, else CHECKING."""
-        for uuid in uuids:
-            node, position = self._place[uuid]
-            device = node.devices[position]
-            device.previous, device.holder = device.holder, None
-            self._held -= 1
-            if device.condition is not Condition.UNHEALTHY:
-                device.condition, device.message = condition, ""
-            usable = device.drained is None and device.kept is None
-            if condition is Condition.CLEAN and not self._out_of_service and usable:
-                insort(node.available, position)
-                self.free_total += 1
-            else:
-                self._refresh(device)
-
-    def claim(self, uuids: Iterable[str], job: JobId) -> None:
-        """Give devices to a job that had them before a restart, whatever their condition."""
-        for uuid in uuids:
-            device = self.devices[uuid]
-            if device.holder is not None:
-                raise AssertionError(f"device {uuid} is leased to jobs {device.holder} and {job}")
-            self._held += 1
-            device.holder = job
-            self._refresh(device)
-
-    def keep(self, uuids: Iterable[str], job: JobId | None) -> None:
-        """Have devices go to a job and to nobody else, now or when they come back; None: to anybody again."""
-        for uuid in uuids:
-            device = self.devices[uuid]
-            device.kept = job
-            if job is None:
-                self._kept.discard(uuid)
-            else:
-                self._kept.add(uuid)
-            self._refresh(device)
-
-    def untake(self, uuids: Iterable[str]) -> None:
-        """Undo a take that was only tried."""
-        for uuid in uuids:
-            device = self.devices[uuid]
-            device.holder = None
-            self._held -= 1
-            self._refresh(device)
-
-    def observe(self, uuid: str, condition: Condition, message: str) -> bool:
-        """Write down what was seen. Returns True if anything changed."""
-        device = self.devices[uuid]
-        if (device.condition, device.message) == (condition, message):
-            return False
-        device.condition, device.message = condition, message
-        self._refresh(device)
-        return True
-
-    def drain(self, uuids: Iterable[str], reason: str | None) -> None:
-        """Take devices out of service, or (None) put them back."""
-        for uuid in uuids:
-            self.devices[uuid].drained = reason
-            self._refresh(self.devices[uuid])
-
-    def drain_node(self, name: str, reason: str | None) -> None:
-        """Take a node out of service, or (None) put it back."""
-        node = self.nodes[name]
-        node.drained = reason
-        for device in node.devices:
-            self._refresh(device)
-
-    def _refresh(self, device: Device) -> None:
-        if self.in_service(device) == (device.uuid in self._out_of_service):
-            self._out_of_service ^= {device.uuid}
-            self.capacity_changes += 1
-        node, position = self._place[device.uuid]
-        available = self.is_available(device)
-        listed = position in node.available
-        if available and not listed:
-            insort(node.available, position)
-            self.free_total += 1
-        elif listed and not available:
-            node.available.remove(position)
-            self.free_total -= 1
+    def _hosts_left(self) -> dict[str, Host]:
+        return {name: node.left for name, node in self.nodes.items() if node.drained is None}

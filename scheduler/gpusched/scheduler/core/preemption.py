@@ -146,7 +146,8 @@ def _placed(
 
 
 def _of_use(job: Job, eligible: frozenset[str], promised: Collection[str]) -> list[str]:
-    devices = () if job.lease is None else job.lease.devices
+    # Of a shared device the others would have to go as well.
+    devices = () if job.lease is None or job.request.shared else job.lease.devices
     return [uuid for uuid in devices if uuid in eligible and uuid not in promised]
 
 

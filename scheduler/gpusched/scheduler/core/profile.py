@@ -1,13 +1,14 @@
 """What is free when: the future as far as running and promised work tells, step by step.
 
-Two forms with the same questions: counts, where all devices serve everybody alike, and the devices themselves, where
-it matters which. Time is in seconds of the engine's clock; the last step lasts for ever.
+Three forms with the same questions: counts, where all devices serve everybody alike; the devices themselves, where it
+matters which; and all that is free, where devices are shared or something of hosts is asked for.
+Time is in seconds of the engine's clock; the last step lasts for ever.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from gpusched.scheduler.core.model import Request
@@ -196,6 +197,94 @@ class DeviceProfile:
         self._times.insert(i, at)
         self._free.insert(i, dict(self._free[i - 1]))
         return i
+
+
+class RoomProfile:
+    """All that is free: shares of devices and what hosts have, too. Holds are grants.
+
+    Args:
+        pool: where requests are placed.
+        free: what is free from `now` on.
+    """
+
+    def __init__(self, pool: Pool, free: dict[str, list[int]], now: float) -> None:
+        self._pool = pool
+        self._times = [now]
+        self._free = [free]
+
+    def earliest(self, request: Request, limit: float, start: float) -> tuple[float, Hold] | None:
+        steps = len(self._times)
+        for i in range(max(0, bisect_right(self._times, start) - 1), steps):
+            begin = max(self._times[i], start)
+            common = self._free[i]
+            for j in range(i + 1, steps):
+                if self._times[j] >= begin + limit:
+                    break
+                common = self._pool.meet(common, self._free[j])
+            got = self._pool.place(request, common)
+            if got is not None:
+                return begin, got
+        return None
+
+    def take(self, hold: Hold, start: float, end: float) -> None:
+        for i in self._steps(start, end):
+            self._free[i] = self._pool.without(self._free[i], hold)
+
+    def give(self, hold: Hold, start: float, end: float) -> None:
+        for i in self._steps(start, end):
+            self._free[i] = self._pool.with_(self._free[i], hold)
+
+    def forget(self, before: float) -> None:
+        past = bisect_right(self._times, before) - 1
+        if past > 0:
+            del self._times[:past], self._free[:past]
+
+    def hold_of(self, devices: Sequence[str]) -> Hold:
+        return devices
+
+    def place_now(self, request: Request, hold: Hold) -> tuple[str, ...] | None:
+        got: tuple[str, ...] = hold
+        return got if self._pool.fits(got) else None
+
+    def _steps(self, start: float, end: float) -> range:
+        if end <= start:
+            return range(0)
+        first = self._cut(start)
+        return range(first, len(self._times) if end == NEVER else self._cut(end))
+
+    def _cut(self, at: float) -> int:
+        i = bisect_left(self._times, at)
+        if i < len(self._times) and self._times[i] == at:
+            return i
+        if i == 0:
+            self._times[0] = min(at, self._times[0])
+            return 0
+        self._times.insert(i, at)
+        self._free.insert(i, self._free[i - 1])
+        return i
+
+
+#: From the cheapest to the one that tells most.
+FORMS: tuple[type[Profile], ...] = (CountProfile, DeviceProfile, RoomProfile)
+
+
+def form_for(pool: Pool, requests: Iterable[Request]) -> type[Profile]:
+    """The cheapest form that tells enough for some requests, beside what others have now."""
+    plain, counted = not pool.divided, bool(pool.divided)
+    for request in requests:
+        counted = counted or request.counted
+        plain = plain and not request.shaped and pool.everything(pool.eligible(request))
+    if counted:
+        return RoomProfile
+    return CountProfile if plain else DeviceProfile
+
+
+def profile_of(form: type[Profile], pool: Pool, now: float) -> Profile:
+    """What is free from now on if nobody who has something gives it back."""
+    free = pool.free_soon()
+    if form is CountProfile:
+        return CountProfile(pool, sum(map(len, free.values())), now)
+    return DeviceProfile(pool, free, now) if form is DeviceProfile else RoomProfile(pool, free, now)
 
 
 def _mask(positions: Sequence[int]) -> int:

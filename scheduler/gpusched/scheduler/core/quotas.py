@@ -70,6 +70,14 @@ class Quotas:
                 return Excess(quota, held, jobs=False)
         return None
 
+    def is_over(self, user: str) -> bool:
+        """Whether a user has more now than he may, as when quotas were lowered."""
+        return any(
+            (quota.jobs and self._jobs.get(quota.name, 0) > quota.jobs)
+            or (quota.gpus and self._gpus.get(quota.name, 0) > quota.gpus)
+            for quota in self.of(user)
+        )
+
     def check(self, user: str, gpus: int) -> None:
         """Refuse what would exceed a quota even if nothing of the user ran.
 

@@ -40,12 +40,16 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """A new, active lease: it makes every one of its devices taken until the lease is ended."""
+    """A new, active lease: it makes every one of its devices taken until the lease is ended.
+
+    A device may have several of the leases that are `shared`, and none besides them.
+    """
 
     epoch: int
     job: int
     devices: tuple[str, ...]
     granted_at: float
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.sharing import part
 from gpusched.scheduler.core.states import Finished, Gate, Outcome, Queued, Running, State
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _restore_running(engine: Engine, job: Job, now: float, window: float) -> Non
     if engine.quotas is not None:
         engine.quotas.take(job.spec.owner.name, len(lease.devices))
     # A device that is gone since then is missed by its holder, not by us.
-    engine.pool.claim([uuid for uuid in lease.devices if uuid in engine.pool.devices], job.id)
+    engine.pool.claim(part(lease.devices, engine.pool.devices), job.id)
     engine.absent.add(job.id)
     # Its holder cannot have been heard while there was nobody to listen.
     earliest = now + window * (WINDOW_PARTS - job.missed) / WINDOW_PARTS

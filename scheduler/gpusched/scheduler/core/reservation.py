@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.queue import limit_of
+from gpusched.scheduler.core.sharing import HOST, Grant, Room
 
 
 @dataclass(slots=True, eq=False)
@@ -56,9 +58,12 @@ class Reservation:
             return False
         if self.free is None:
             return taken <= self.spare
-        if self.fixed or not (blocked := set(devices)) & set(self.devices):
-            return not set(devices) & set(self.devices)
-        return pool.place(self.job.request, pool.without(self.free, blocked)) is not None
+        if isinstance(devices, Grant) or isinstance(self.free, Room):
+            then = pool.without(self.free, devices)
+            return pool.fits(self.devices, then) or (not self.fixed and pool.place(self.job.request, then) is not None)
+        if self.fixed or set(devices).isdisjoint(self.devices):
+            return set(devices).isdisjoint(self.devices)
+        return pool.place(self.job.request, pool.without(self.free, devices)) is not None
 
     def charge(self, pool: Pool, devices: Sequence[str], until: float) -> None:
         """Somebody has got these devices until then, as was allowed."""
@@ -73,7 +78,10 @@ class Reservation:
 
     def _taken(self, devices: Sequence[str]) -> int:
         eligible = self.eligible
-        return sum([uuid in eligible for uuid in devices])
+        taken = sum([uuid in eligible for uuid in devices])
+        if isinstance(devices, Grant):
+            taken += sum(HOST + name in eligible for name in devices.nodes)
+        return taken
 
 
 def reserve(
@@ -97,7 +105,7 @@ def reserve(
         earlier: promises made to jobs before it, which take their devices first.
         several: there may be more than one promise on the same devices.
     """
-    if several or job.request.shaped:
+    if several or job.request.shaped or pool.divided:
         before = [each for each in earlier if not each.eligible.isdisjoint(eligible)]
         return _reserve_places(job, eligible, pool, ends, now, before, several)
     need = job.request.gpus
@@ -129,16 +137,15 @@ def _reserve_places(
     promised = [each for each in earlier if each.at != NEVER and each.devices]
     over = {each.at + limit_of(each.job) for each in promised}
     times = sorted({max(end, now) for end, _, _ in ends} | over)
-    running = [(max(end, now), devices) for end, _, devices in ends if end != NEVER]
+    running = deque((max(end, now), devices) for end, _, devices in ends if end != NEVER)
     for at in [now, *times]:
         if at == NEVER:
             continue
+        while running and running[0][0] <= at:
+            free = pool.with_(free, running.popleft()[1])
         # From then on until the job's end, nobody promised earlier must be missing what he needs.
         then = free
         until = at + limit_of(job)
-        for end, devices in running:
-            if end <= at:
-                then = pool.with_(then, devices)
         for each in promised:
             if each.at < until and each.at + limit_of(each.job) > at:
                 then = pool.without(then, each.devices)

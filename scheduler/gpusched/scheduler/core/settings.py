@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gpusched.scheduler.core.policy import PolicySettings
+from gpusched.scheduler.core.sharing import RESERVE
 
 #: Largest and smallest priority tier that may be asked for.
 MAX_PRIORITY = 100
@@ -28,6 +29,8 @@ class Settings:
         default_limit: time limit of jobs that name none, None for none.
         max_limit: longest time limit that may be asked for, None for any; jobs that name none get it.
         policy: the order of the queue and who may pass whom.
+        share_reserve: part of each GPU's memory that is not given to jobs that share it.
+        share_between_users: jobs of several users may share a GPU.
         check_released: look at released devices before they are handed on; False where nothing can be left on them.
     """
 
@@ -44,4 +47,6 @@ class Settings:
     default_limit: float | None = None
     max_limit: float | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
+    share_reserve: float = RESERVE
+    share_between_users: bool = False
     check_released: bool = True

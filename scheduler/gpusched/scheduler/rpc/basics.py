@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -17,6 +18,8 @@ from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 
 STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in State}
 STATES_BACK = {number: state for state, number in STATES.items()}
+#: Only requests up to this size, in bytes, are remembered.
+_KNOWN_BYTES = 256
 #: Of a GPU that is gone since (an old job's), the uuid is all that is known.
 _UNKNOWN = DeviceInfo("", -1, "", "", 0)
 KINDS = {kind: job_pb2.JobKind.Value(f"JOB_KIND_{kind.name}") for kind in Kind}
@@ -63,6 +66,17 @@ def signal_of(message: scheduler_pb2.AcquireRequest | scheduler_pb2.SubmitReques
 
 def request_of(message: resources_pb2.ResourceRequest) -> Request:
     """Raises Invalid."""
+    data = message.SerializeToString(deterministic=True)
+    # Most jobs ask for what others have asked for.
+    return _known_request(data) if len(data) <= _KNOWN_BYTES else _request_of(message)
+
+
+@lru_cache(maxsize=1024)
+def _known_request(data: bytes) -> Request:
+    return _request_of(resources_pb2.ResourceRequest.FromString(data))
+
+
+def _request_of(message: resources_pb2.ResourceRequest) -> Request:
     model = message.gpu_model.strip()
     placement = PLACEMENTS_BACK.get(message.placement)
     if placement is None:
@@ -111,6 +125,12 @@ def timestamp(at: float | None) -> timestamp_pb2.Timestamp | None:
 def timestamp_at(at: float) -> timestamp_pb2.Timestamp:
     whole = math.floor(at)
     return timestamp_pb2.Timestamp(seconds=whole, nanos=int((at - whole) * 1e9))
+
+
+def set_time(message: timestamp_pb2.Timestamp, at: float) -> None:
+    """Make a message's own timestamp say a time."""
+    message.seconds = whole = math.floor(at)
+    message.nanos = int((at - whole) * 1e9)
 
 
 def duration(length: float | None) -> duration_pb2.Duration | None:

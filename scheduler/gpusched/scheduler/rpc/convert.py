@@ -29,6 +29,7 @@ from gpusched.scheduler.rpc.basics import (
     request_of,
     resources,
     seconds,
+    set_time,
     signal_of,
     timestamp,
     timestamp_at,
@@ -105,18 +106,22 @@ def reason_of(value: why.Reason) -> job_pb2.Reason:
 
 
 def granted(engine: Engine, job: Job, lease: Lease, *, confirmed: bool) -> scheduler_pb2.AcquireResponse:
-    return scheduler_pb2.AcquireResponse(
-        granted=scheduler_pb2.Granted(
-            job_id=str(job.id),
-            lease_id=lease.id,
-            epoch=lease.epoch,
-            gpus=allocated(engine, lease.devices),
-            confirm_by=None if confirmed else timestamp(lease.confirm_by),
-            granted_at=timestamp(lease.granted_at),
-            expires_at=timestamp(lease.expires_at),
-            environment=lease_environment(engine, job, lease),
-        )
-    )
+    # Filled in place: a message given to another's constructor is copied, and this is made for each job.
+    response = scheduler_pb2.AcquireResponse()
+    message = response.granted
+    message.job_id = str(job.id)
+    message.lease_id = lease.id
+    message.epoch = lease.epoch
+    message.gpus.extend(allocated(engine, lease.devices))
+    if not confirmed and lease.confirm_by is not None:
+        set_time(message.confirm_by, lease.confirm_by)
+    set_time(message.granted_at, lease.granted_at)
+    if lease.expires_at is not None:
+        set_time(message.expires_at, lease.expires_at)
+    environment = message.environment
+    for name, value in lease_environment(engine, job, lease).items():
+        environment[name] = value
+    return response
 
 
 def queued(

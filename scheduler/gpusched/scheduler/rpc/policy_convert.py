@@ -14,7 +14,7 @@ from gpusched.v1 import admin_pb2, policy_pb2
 
 FIELDS = tuple(field.name for field in fields(PolicySettings))
 #: Most shares, and most quotas.
-MAX_LIST = 10_000
+MAX_LIST = 1000
 _DURATIONS = ("freeze_wait", "aging", "starvation", "half_life", "preempt_after", "preempt_grace")
 
 

@@ -23,6 +23,8 @@ class Run:
         output_path: absolute path of the file that gets stdout and stderr.
         time_limit: seconds, None for none.
         grace: seconds from SIGTERM to SIGKILL.
+        signal: name of what the command gets, and so many seconds before it must make room for another job; None:
+            SIGTERM at once.
         state_directory: absolute path of where the server keeps its state; empty where that is nobody's concern.
     """
 
@@ -39,6 +41,7 @@ class Run:
     time_limit: float | None
     grace: float
     state_directory: str = ""
+    signal: tuple[str, float] | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -63,8 +66,10 @@ class Run:
         """
         try:
             values = json.loads(text)
-            return cls(**values | {"command": tuple(values["command"])})
-        except (TypeError, KeyError) as error:
+            wish = values.get("signal")
+            more = {"command": tuple(values["command"]), "signal": None if wish is None else (wish[0], wish[1])}
+            return cls(**values | more)
+        except (TypeError, KeyError, IndexError) as error:
             raise ValueError(f"not a run: {error}") from None
 
 

@@ -132,7 +132,7 @@ class Supervisor:
 
     def _finished(self) -> None:
         """Nothing is left of the command."""
-        for timer in ("link", "sample", "limit", "limit notice"):
+        for timer in ("link", "sample", "limit", "limit notice", "preempt"):
             self._loop.cancel_timer(timer)
         if self._exit_with is not None:
             os._exit(self._exit_with)
@@ -168,8 +168,31 @@ class Supervisor:
                 if left > 0.0:
                     grace = min(grace, max(0.0, left - SLACK_SECONDS))
             self._end(f"the job was cancelled: {notice.message}", grace)
+        elif notice.kind == scheduler_pb2.NOTICE_KIND_PREEMPTION:
+            self._make_room(notice)
         elif notice.kind not in _SILENT:  # our own clock tells the limit, and a server that stops is nobody's concern
             self._say(f"notice: {notice.message}")
+
+    def _make_room(self, notice: scheduler_pb2.Notice) -> None:
+        """End the command by the deadline: SIGTERM now, or the signal that it asked for when it is time."""
+        left = self._run.grace
+        if notice.HasField("deadline"):
+            left = max(0.0, notice.deadline.ToNanoseconds() / 1e9 - time.time())
+        end = time.monotonic() + max(0.0, left - SLACK_SECONDS)
+        if self._run.signal is None:
+            self._end(f"the job is {notice.message}", end - time.monotonic())
+            return
+        name, before = self._run.signal
+
+        def warn() -> None:
+            grace = max(0.0, end - time.monotonic())
+            if self._work.warn(signal.Signals[f"SIG{name}"], grace):
+                self._say(f"sent the command SIG{name}; SIGKILL follows after {grace:.3g} s")
+
+        wait = max(0.0, left - before)
+        if not self._loop.has_timer("preempt"):
+            self._say(f"notice: the job is {notice.message}; SIG{name} to the command in {wait:.3g} s")
+            self._loop.set_timer("preempt", wait, warn)
 
     def on_lost(self, message: str) -> None:
         if self._work.running:

@@ -35,6 +35,7 @@ class Work:
         self._finished = finished
         self._pid = 0
         self._ending = False
+        self._warned = False
         self._swept = False
         self._over = False
         self._kill_at = float("inf")
@@ -64,14 +65,24 @@ class Work:
         """
         if not self.running:
             return False
-        first = not self._ending and self.status is None
+        first = (not self._ending or self._warned) and self.status is None
         if first:
             self.timed_out = timed_out
             self._terminate(tree.descendants(os.getpid()))
-        self._ending = True
+        self._ending, self._warned = True, False
         self._loop.cancel_timer("sweep")
         self._kill_within(grace)
         return first
+
+    def warn(self, number: int, grace: float) -> bool:
+        """Send the command a signal of its own choice in place of SIGTERM; the rest is as in `end`."""
+        if not self.running or self._ending or self.status is not None:
+            return False
+        self._ending = self._warned = True
+        os.kill(self._pid, number)  # not reaped yet, so the id is still its own
+        os.kill(self._pid, signal.SIGCONT)
+        self._kill_within(grace)
+        return True
 
     def kill(self) -> None:
         """Kill it all now; `finished` is called before this returns."""
@@ -87,7 +98,7 @@ class Work:
             return
         if not tree.reap(self._ended):
             self._finish()
-        elif self.status is not None and not self._ending and not self._swept:
+        elif self.status is not None and (not self._ending or self._warned) and not self._swept:
             self._swept = True
             self._loop.set_timer("sweep", SETTLE_SECONDS, self._end_leftovers)
 

@@ -26,6 +26,8 @@ log = logging.getLogger("gpusched.store")
 BUSY_SECONDS = 0.1
 # The log grows with a burst, and is cut back to this when it has been copied into the file.
 _LOG_BYTES = 16 << 20
+# That copying waits for the disk: not after every 1000 pages, which a burst fills in half a second.
+_LOG_PAGES = _LOG_BYTES // 4096 // 2
 _DAMAGE_LINES = 20
 _OURS = 0o600
 # Less than this and a disk counts as full: the log's shared memory alone takes 32 KiB.
@@ -133,6 +135,7 @@ class SqliteBackend:
                 )
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+            cursor.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             cursor.execute("PRAGMA synchronous=FULL")
             # The log comes to be with the first transaction.
             cursor.execute("BEGIN IMMEDIATE")

@@ -1,0 +1,366 @@
+"""Preemption and quotas in Hypothesis' hands, judged by a slow and simple account of what may be preempted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from core.support import Box, make_spec, snapshot
+from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.batch import BatchSpec
+from gpusched.scheduler.core.effects import NoticeKind
+from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.errors import DomainError
+from gpusched.scheduler.core.explain import explain
+from gpusched.scheduler.core.jobs import Job, JobId, Kind
+from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.policy import PolicySettings, Quota
+from gpusched.scheduler.core.pool import Device
+from gpusched.scheduler.core.states import Outcome, Queued, Running, State
+
+PICK = st.integers(0, 999)
+UUIDS = ["a0", "a1", "a2", "b0", "b1"]
+POLICY = st.fixed_dictionaries(
+    {
+        "order": st.sampled_from(["priority", "fifo", "sjf", "fair_share"]),
+        "backfill": st.sampled_from(["none", "easy", "conservative"]),
+        "candidates": st.sampled_from(["queue", "sjbf"]),
+        "preempt_after": st.sampled_from([0.0, 5.0]),
+        "preempt_grace": st.sampled_from([0.0, 3.0, 10.0]),
+        "preempt_most": st.sampled_from([0, 1, 2]),
+        "user_gpus": st.sampled_from([0, 0, 3]),
+        "user_jobs": st.sampled_from([0, 0, 2]),
+        "quotas": st.sampled_from([(), (Quota("bob", 4, 2),), (Quota("lab/", 3),)]),
+        "borrow": st.booleans(),
+    }
+)
+ASK = st.fixed_dictionaries(
+    {
+        "gpus": st.sampled_from([1, 1, 2, 2, 3, 5]),
+        "model": st.sampled_from(["", "", "h100", "a100"]),
+        "priority": st.sampled_from([-1, 0, 0, 1, 2]),
+        "user": st.sampled_from(["alice", "bob", "carol"]),
+        "time_limit": st.sampled_from([None, 3.0, 30.0]),
+        "max_wait": st.sampled_from([None, None, None, 8.0]),
+        "preemptible": st.sampled_from([True, True, False]),
+        "batch": st.booleans(),
+        "signal": st.sampled_from([None, ("USR1", 2.0)]),
+    }
+)
+
+
+class PreemptionMachine(RuleBasedStateMachine):
+    """Two nodes of different models; most work is preemptible."""
+
+    @initialize(policy=POLICY, batch_size=st.sampled_from([0, 0, 3]))
+    def begin(self, policy: dict[str, Any], batch_size: int) -> None:
+        shares = (("lab/alice", 1.0), ("lab/bob", 1.0))
+        made = PolicySettings(preemption=True, aging=0.0, shares=shares, **policy)
+        self.box = Box("3xH100", "2xA100", policy=made, set_aside_after=6.0, end_grace=4.0, max_running=batch_size)
+        self.policy = made
+        self.stuck: dict[str, Condition] = {}
+
+    @property
+    def engine(self) -> Engine:
+        return self.box.engine
+
+    # -- what happens -----------------------------------------------------------------------------------------
+
+    def act(self, event: ev.Event) -> None:
+        """An event, and the pass that follows, each judged."""
+        try:
+            self.step(event)
+        except DomainError:
+            pass
+        for _ in range(30):
+            if self.box._unlooked:
+                uuids, self.box._unlooked = dict.fromkeys(self.box._unlooked), []
+                self.step(ev.Observe(tuple(ev.Seen(uuid, self.stuck.get(uuid, Condition.CLEAN)) for uuid in uuids)))
+            elif self.engine.pass_wanted:
+                self.make_pass()
+            else:
+                return
+        raise AssertionError("pass after pass")
+
+    def step(self, event: ev.Event) -> None:
+        heard = len(self.box.effects)
+        usage = self.usage()
+        kept = {uuid: claim.job for claim in self.engine.claims.values() for uuid in claim.devices}
+        self.box.do(event)
+        for effect in self.box.effects[heard:]:
+            if isinstance(effect, do.Granted | do.StartRun):
+                job = self.engine.jobs[effect.job]
+                self.judge_start(job, effect.lease.devices, kept, usage)
+                usage[job.id] = (job.spec.owner.name, len(effect.lease.devices))
+            if isinstance(effect, do.Ended):
+                usage.pop(effect.job, None)
+
+    def usage(self) -> dict[JobId, tuple[str, int]]:
+        return {job.id: (job.spec.owner.name, job.request.gpus) for job in self.engine.running.values()}
+
+    def judge_start(
+        self,
+        job: Job,
+        devices: tuple[str, ...],
+        kept: dict[str, JobId],
+        usage: dict[JobId, tuple[str, int]],
+    ) -> None:
+        """What was kept for another was not snatched, and no quota is exceeded."""
+        for uuid in devices:
+            holder = kept.get(uuid, job.id)
+            gone = holder not in self.engine.claims or holder == job.id
+            assert holder == job.id or gone, f"{uuid} was kept for job {holder}, and job {job.id} got it"
+        user = job.spec.owner.name
+        applying = [({user}, next((quota for quota in self.policy.quotas if quota.name == user), None))]
+        if applying[0][1] is None:
+            applying = [({user}, Quota(user, self.policy.user_gpus, self.policy.user_jobs))]
+        if user in ("alice", "bob"):
+            applying += [({"alice", "bob"}, quota) for quota in self.policy.quotas if quota.name == "lab/"]
+        for users, quota in applying:
+            assert quota is not None
+            mine = [count for name, count in usage.values() if name in users]
+            assert not quota.jobs or len(mine) < quota.jobs, (
+                f"job {job.id}: {user} has {len(mine)} jobs of {quota.jobs}"
+            )
+            if quota.gpus and sum(mine) + len(devices) > quota.gpus:
+                assert self.policy.borrow, f"job {job.id}: {user} holds {sum(mine)} of {quota.gpus} GPUs"
+
+    def make_pass(self) -> None:
+        before = {job.id: (job.preempting, job.lease) for job in self.engine.running.values()}
+        heard = len(self.box.effects)
+        self.step(ev.Pass())
+        told = [
+            effect.job
+            for effect in self.box.effects[heard:]
+            if isinstance(effect, do.Notify) and effect.kind is NoticeKind.PREEMPTION
+        ]
+        for number in told:
+            preempting, _ = before.get(number, (None, None))
+            assert preempting is None, "told twice"
+            self.judge_victim(self.engine.jobs[number])
+        for claim in self.engine.claims.values():
+            new = set(claim.victims) & set(told)
+            if new:
+                assert new == set(claim.victims)
+                self.judge_claim(self.engine.jobs[claim.job], [self.engine.jobs[each] for each in claim.victims])
+        assert set(told) <= {each for claim in self.engine.claims.values() for each in claim.victims}
+
+    def judge_victim(self, job: Job) -> None:
+        lease = job.lease
+        assert lease is not None and job.spec.preemptible and job.cancelling is None
+        assert self.box.now - lease.granted_at >= self.policy.preempt_after, f"job {job.id} was protected"
+        assert not self.policy.preempt_most or job.preempted <= self.policy.preempt_most
+
+    def judge_claim(self, head: Job, victims: list[Job]) -> None:
+        """All lower, all needed, and enough."""
+        assert all(job.priority < head.priority for job in victims)
+        gone = [job for job in self.engine.running.values() if job.preempting or job.cancelling]
+        others = [job for job in gone if job not in victims]
+        assert self.would_place(head, gone), f"job {head.id} does not place: useless"
+        for victim in victims:
+            assert not self.would_place(head, [*others, *(job for job in victims if job is not victim)]), (
+                f"job {head.id} places without {victim.id}'s being preempted"
+            )
+        limit = head.spec.max_wait
+        assert limit is None or head.submitted_at + limit > self.box.now + self.policy.preempt_grace
+
+    # -- the account ------------------------------------------------------------------------------------------
+
+    def serviceable(self, device: Device) -> bool:
+        return device.drained is None and device.condition in (Condition.CLEAN, Condition.CHECKING)
+
+    def would_place(self, head: Job, gone: Sequence[Job]) -> bool:
+        """Whether a job has enough devices, were these jobs gone; without a look at what is kept for it itself."""
+        ids = {job.id for job in gone}
+        pool = self.engine.pool
+        there = [
+            device
+            for device in pool.devices.values()
+            if self.serviceable(device)
+            and device.kept in (None, head.id)
+            and (device.holder is None or device.holder in ids)
+            and head.request.model in device.info.model.lower()
+            and head.request.node in ("", device.info.node)
+        ]
+        return len(there) >= head.request.gpus
+
+    def check_no_inversion(self) -> None:
+        """No head waits without a claim while enough lower jobs could make room for it."""
+        engine = self.engine
+        if not engine._may_start or engine.slots == 0:
+            return
+        blocked: set[str] = set()
+        for job in engine.queue:
+            if not job.awake or engine.queue.class_of(job).verdict.name in ("QUOTA", "SET_ASIDE"):
+                continue
+            eligible = engine.pool.eligible(job.request)
+            head = eligible.isdisjoint(blocked)
+            blocked |= eligible
+            gives_up = (
+                job.spec.max_wait is not None
+                and job.submitted_at + job.spec.max_wait <= self.box.now + self.policy.preempt_grace
+            )
+            if not head or job.id in engine.claims or gives_up:
+                continue
+            ending = [each for each in engine.running.values() if each.preempting or each.cancelling]
+            if self.would_place(job, ending):
+                continue
+            could = [
+                each
+                for each in engine.running.values()
+                if each.spec.preemptible
+                and each.priority < job.priority
+                and each not in ending
+                and each.lease is not None
+                and each.lease.granted_at + self.policy.preempt_after <= self.box.now
+                and (not self.policy.preempt_most or each.preempted < self.policy.preempt_most)
+            ]
+            for size in range(1, len(could) + 1):
+                for some in combinations(could, size):
+                    assert not self.would_place(job, [*ending, *some]), f"job {job.id} could have what {some} hold"
+
+    # -- rules ------------------------------------------------------------------------------------------------
+
+    @rule(asked=st.lists(ASK, min_size=1, max_size=3))
+    def submit(self, asked: list[dict[str, Any]]) -> None:
+        for ask in asked:
+            more = dict(ask)
+            if more.pop("batch"):
+                more |= {"kind": Kind.BATCH, "batch": BatchSpec(), "command": ("x",)}
+            self.act(ev.Submit(make_spec(more.pop("gpus"), **more)))
+
+    @rule(asked=st.lists(ASK, min_size=1, max_size=3), seconds=st.sampled_from([0.5, 3.0, 6.0]))
+    def submit_and_wait(self, asked: list[dict[str, Any]], seconds: float) -> None:
+        self.submit(asked)
+        self.wait(seconds)
+
+    def pick(self, number: int, *, running: bool) -> Job | None:
+        jobs = [job for job in self.engine.jobs.values() if isinstance(job.status, Running if running else Queued)]
+        return jobs[number % len(jobs)] if jobs else None
+
+    @rule(number=PICK, how=st.sampled_from([Outcome(0), Outcome(1), Outcome(None, 15)]))
+    def release(self, number: int, how: Outcome) -> None:
+        job = self.pick(number, running=True)
+        if job is not None and job.lease is not None:
+            told, signal = job.preempting, job.spec.signal
+            before_signal = told and signal and self.box.now < told[1] - signal[1] - 1.0
+            ending = job.cancelling
+            self.act(ev.Release(job.id, job.lease.epoch, how))
+            if told and not ending and not before_signal:
+                run = job.attempts[-1].state if job.spec.batch else job.state
+                assert run is State.PREEMPTED
+                assert job.failures == 0 or how.exit_status or how.signal
+
+    @rule(number=PICK)
+    def leave(self, number: int) -> None:
+        job = self.pick(number, running=True)
+        if job is not None:
+            self.act(ev.Leave(job.id, job.attachment))
+
+    @rule(number=PICK, running=st.booleans())
+    def cancel(self, number: int, running: bool) -> None:
+        job = self.pick(number, running=running)
+        if job is not None:
+            self.act(ev.Cancel(job.id, "cancelled"))
+
+    @rule(
+        number=PICK,
+        running=st.booleans(),
+        priority=st.none() | st.integers(-1, 2),
+        held=st.sampled_from([None, None, True, False]),
+    )
+    def update(self, number: int, running: bool, priority: int | None, held: bool | None) -> None:
+        job = self.pick(number, running=running)
+        if job is not None:
+            self.act(ev.Update(job.id, priority, None, held))
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 3.0, 5.0, 10.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        until = self.box.now + seconds
+        while (due := self.engine.next_deadline()) is not None and due <= until:
+            self.box.now = max(self.box.now, due)
+            self.act(ev.Tick())
+        self.box.now = until
+        self.act(ev.Tick())
+
+    @rule(
+        uuid=st.sampled_from(UUIDS),
+        condition=st.sampled_from([Condition.CLEAN, Condition.CLEAN, Condition.DIRTY, Condition.UNHEALTHY]),
+    )
+    def see(self, uuid: str, condition: Condition) -> None:
+        self.stuck[uuid] = condition
+        self.act(ev.Observe((ev.Seen(uuid, condition),)))
+
+    @rule(uuid=st.sampled_from(UUIDS), reason=st.sampled_from([None, None, "fan"]))
+    def drain(self, uuid: str, reason: str | None) -> None:
+        self.act(ev.Drain((uuid,), reason))
+
+    @rule(reason=st.sampled_from([None, None, None, None, "upgrade"]))
+    def pause(self, reason: str | None) -> None:
+        self.act(ev.Pause(reason))
+
+    @rule(policy=POLICY)
+    def set_policy(self, policy: dict[str, Any]) -> None:
+        shares = (("lab/alice", 1.0), ("lab/bob", 1.0))
+        self.policy = PolicySettings(preemption=True, aging=0.0, shares=shares, **policy)
+        self.act(ev.SetPolicy(self.policy))
+
+    # -- what always holds ------------------------------------------------------------------------------------
+
+    @precondition(lambda self: hasattr(self, "box"))
+    @invariant()
+    def nothing_is_inverted(self) -> None:
+        assert not self.engine.pass_wanted
+        self.check_no_inversion()
+
+    @precondition(lambda self: hasattr(self, "box"))
+    @invariant()
+    def no_grace_is_over(self) -> None:
+        for job in self.engine.running.values():
+            assert job.preempting is None or job.preempting[1] > self.box.now
+
+    @precondition(lambda self: hasattr(self, "box"))
+    @invariant()
+    def every_wait_has_a_reason(self) -> None:
+        for job in self.engine.queue:
+            reason = explain(self.engine, job)
+            assert reason is not None and reason.message
+
+    def teardown(self) -> None:
+        if not hasattr(self, "box"):
+            return
+        engine, effects = Engine(self.box.nodes, self.box.settings), list[do.Effect]()
+        for event, now in self.box.log:
+            try:
+                effects += engine.handle(event, now)
+            except DomainError:
+                pass
+        assert effects == self.box.effects
+        assert snapshot(engine) == snapshot(self.engine)
+
+
+def test_preemption_machine() -> None:
+    run_state_machine_as_test(
+        PreemptionMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+    )
+
+
+@pytest.mark.slow
+def test_preemption_machine_for_longer() -> None:
+    run_state_machine_as_test(
+        PreemptionMachine, settings=settings(max_examples=600, stateful_step_count=60, deadline=None)
+    )
