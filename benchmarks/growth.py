@@ -7,6 +7,7 @@ import gzip
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks.measure import Effort, Rounds, Row, Target
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.jobs import JobId, JobSpec
+from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import DeviceInfo, NodeInfo, Owner, Request
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.settings import Settings
@@ -44,14 +45,11 @@ def _queue(effort: Effort, sizes: tuple[int, ...]) -> Iterator[Row]:
     passes, submits, positions = {}, {}, {}
     for size in sizes:
         engine = _full(size)
-        passes[size] = [_timed(lambda engine=engine: _pass(engine)) for _ in range(10 * effort.rounds)]
-        submits[size] = [_timed(lambda engine=engine: _come_and_go(engine)) for _ in range(10 * effort.rounds)]
+        passes[size] = [_timed(partial(_pass, engine)) for _ in range(10 * effort.rounds)]
+        submits[size] = [_timed(partial(_come_and_go, engine)) for _ in range(10 * effort.rounds)]
         jobs = list(engine.queue)
         some = jobs[:: max(1, size // 50)]
-        positions[size] = [
-            _timed(lambda engine=engine, some=some: [engine.queue.position(job) for job in some]) / len(some)
-            for _ in range(effort.rounds)
-        ]
+        positions[size] = [_timed(partial(_look_up, engine, some)) / len(some) for _ in range(effort.rounds)]
     least = sizes[0]
     for what, found, target in (
         ("a pass that can start nobody", passes, Target(10_000.0, of_ratio=False)),
@@ -86,6 +84,11 @@ def _full(size: int) -> Engine:
 def _pass(engine: Engine) -> None:
     engine.pass_wanted = True
     engine.handle(ev.Pass(), 1.0)
+
+
+def _look_up(engine: Engine, jobs: list[Job]) -> None:
+    for job in jobs:
+        engine.queue.position(job)
 
 
 def _come_and_go(engine: Engine) -> None:
@@ -166,5 +169,3 @@ def _timed(what: Callable[[], object], *, seconds: bool = False) -> float:
     what()
     passed = time.process_time() - began
     return passed if seconds else passed * 1e6
-
-

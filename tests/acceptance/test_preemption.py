@@ -104,7 +104,7 @@ def test_a_server_that_dies_in_the_grace(server: Server, tmp_path: Path) -> None
         low.kill()
         if urgent is not None:
             urgent.kill()
-    assert has(log, "run", "signal", "urgent")
+    assert has(log, "run", "signal", "urgent"), (log.read_text(), said)
 
 
 def test_who_ignores_it_is_killed_at_the_deadline(server: Server, tmp_path: Path) -> None:

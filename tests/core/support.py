@@ -25,28 +25,35 @@ GIB = 2**30
 
 E = TypeVar("E", bound=do.Effect)
 
-_WHERE = ("nodes", "gpu_ids", "exclude", "labels", "per_node", "placement")
+_WHERE = ("nodes", "gpu_ids", "exclude", "labels", "per_node", "placement", "shared", "cpus")
 _SHAPE = re.compile(r"(\d+)(?:x(\w+))?(?::(\d+))?")
 
 
 def make_nodes(*shapes: str) -> tuple[NodeInfo, ...]:
-    """Nodes a, b, …: "4" (four GPUs), "2xH100" (of that model), "2xA100:40" (with 40 GiB each)."""
+    """Nodes a, b, …: "4" (four GPUs), "2xH100" (of that model), "2xA100:40" (with 40 GiB each).
+
+    Each has 8 cores and 64 GiB for each of its GPUs.
+    """
     out = []
     for name, shape in zip("abcdefgh", shapes, strict=False):
         found = _SHAPE.fullmatch(shape)
         assert found, shape
         count, model, memory = int(found[1]), found[2] or "H100", int(found[3] or 80)
         infos = (DeviceInfo(f"{name}{i}", i, name, f"NVIDIA {model}", memory * GIB, True) for i in range(count))
-        out.append(NodeInfo(name, tuple(infos), local=name == "a"))
+        out.append(NodeInfo(name, tuple(infos), local=name == "a", cpus=8 * count, memory_bytes=64 * count * GIB))
     return tuple(out)
 
 
 def make_spec(gpus: int = 1, *, user: str = "alice", **more: Any) -> JobSpec:
-    """A spec; `memory` (GiB) and what is a request's go to the request, the rest to the spec. Confirmed by itself."""
+    """A spec; `memory`, `mem` (GiB) and what is a request's go to the request, the rest to the spec.
+
+    Confirmed by itself.
+    """
     owner = Owner(1000 + sum(map(ord, user)), user)
     memory, model, node = more.pop("memory", 0), more.pop("model", ""), more.pop("node", "")
     more.setdefault("auto_confirm", True)
     where = {name: more.pop(name) for name in _WHERE if name in more}
+    where["host_bytes"] = int(more.pop("mem", 0) * GIB)
     return JobSpec(owner, Request(gpus, int(memory * GIB), model, node, **where), **more)
 
 
@@ -69,11 +76,13 @@ def snapshot(engine: Engine) -> dict[str, Any]:
                 device.holder,
                 device.kept,
                 device.previous,
-                device.warned,
+                frozenset(device.warned),
+                dict(device.shares),
+                dict(device.over),
             )
             for device in engine.pool.devices.values()
         },
-        "nodes": {name: (node.drained, list(node.available)) for name, node in engine.pool.nodes.items()},
+        "nodes": {name: (node.drained, list(node.available), node.taken) for name, node in engine.pool.nodes.items()},
         "rest": (engine.paused, engine.halted, engine.pass_wanted, engine._next_job, engine._next_epoch),
         "lists": (list(engine._impatient), set(engine.absent), engine.hold_until, engine._next_look),
         "indexes": (

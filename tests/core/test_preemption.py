@@ -427,7 +427,7 @@ def test_a_restart_in_the_grace(box: Boxes) -> None:
 def test_after_a_restart_only_who_is_away_has_the_window(box: Boxes) -> None:
     b = box("2", window=30.0, policy=policy(preempt_grace=5.0))
     back, away = batch(b), batch(b)
-    b.submit(2, priority=1)
+    batch(b, 2, priority=1, preemptible=False)
     assert sorted(victims(b)) == [back, away]
     jobs = [job_of(record_of(job)) for job in b.engine.jobs.values()]
     b.engine = Engine(b.nodes, b.settings, first_job=9, first_epoch=1 << 40)

@@ -257,7 +257,7 @@ class PreemptionMachine(RuleBasedStateMachine):
         job = self.pick(number, running=True)
         if job is not None and job.lease is not None:
             told, signal = job.preempting, job.spec.signal
-            before_signal = told and signal and self.box.now < told[1] - signal[1] - 1.0
+            before_signal = told and signal and self.box.now < told[1] - signal[1] - 3.0
             ending = job.cancelling
             self.act(ev.Release(job.id, job.lease.epoch, how))
             if told and not ending and not before_signal:

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +18,9 @@ from gpusched.client.gsrun import tree, wire
 from gpusched.client.gsrun.asking import first_request, resources
 from gpusched.client.gsrun.line import compose, counted, cut, elapsed, harmless, ordinal, width
 from gpusched.client.gsrun.options import Misuse, parse
+from gpusched.client.gsrun.words import outlook, place
 from gpusched.client.usage import UsageError
-from gpusched.v1 import resources_pb2
+from gpusched.v1 import resources_pb2, scheduler_pb2
 from support.waiting import wait_until
 
 # -- options ---------------------------------------------------------------------------------------------------
@@ -41,9 +44,9 @@ def test_double_dash() -> None:
 
 
 def test_all_values() -> None:
-    words = "--time=1h30m --max-wait 90 --gpu-memory 40G --gpu-model H100 --priority=-5 --name=n"
-    words += " --immediate --dry-run --leave-children --url localhost:99 -v c"
-    options = parse(words.split())
+    text = "--time=1h30m --max-wait 90 --gpu-memory 40G --gpu-model H100 --priority=-5 --name=n"
+    text += " --immediate --dry-run --leave-children --url localhost:99 -v c"
+    options = parse(text.split())
     assert (options.time_limit, options.max_wait, options.gpu_memory_bytes) == (5400, 90, 40 << 30)
     assert (options.gpu_model, options.priority, options.name, options.url) == ("H100", -5, "n", "127.0.0.1:99")
     assert options.immediate and options.dry_run and options.leave_children and options.verbose
@@ -257,3 +260,20 @@ def test_kill_all_catches_what_forks_all_the_time() -> None:
     process = subprocess.Popen([sys.executable, "-c", BOMB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     out, _ = process.communicate("\n", timeout=30)
     assert out.split() == ["up", "0"]
+
+
+def test_a_waiter_reads_when_it_starts() -> None:
+    """The forecast, and the promise where it is another minute."""
+    noon = Timestamp(seconds=1_700_000_000)
+    later = Timestamp(seconds=1_700_003_600)
+    queued = scheduler_pb2.Queued(position=1, total=2)
+    assert place(queued, 1) == "gsrun: 1st of 2 in the queue · 1 GPU"
+    queued.forecast.CopyFrom(noon)
+    at, by = (time.strftime("%H:%M", time.localtime(moment.seconds)) for moment in (noon, later))
+    assert place(queued, 1).endswith(f"1 GPU · expected at {at}")
+    queued.promise.CopyFrom(noon)
+    assert place(queued, 1).endswith(f"1 GPU · expected at {at}"), "the same time is said once"
+    queued.promise.CopyFrom(later)
+    assert place(queued, 1).endswith(f"expected at {at} · {by} at the latest")
+    dry_run = scheduler_pb2.DryRun(position=3, promise=later)
+    assert outlook(dry_run) == f"would wait, 3rd in the queue:  ({by} at the latest)"

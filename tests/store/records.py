@@ -26,8 +26,8 @@ def event(
     return EventRecord(job, at, state, message, attempt)
 
 
-def lease(epoch: int, job: int, *devices: str, granted_at: float = 2.5) -> LeaseRecord:
-    return LeaseRecord(epoch, job, devices, granted_at)
+def lease(epoch: int, job: int, *devices: str, granted_at: float = 2.5, shared: bool = False) -> LeaseRecord:
+    return LeaseRecord(epoch, job, devices, granted_at, shared)
 
 
 def submitted(*ids: int, sync: bool = True) -> Batch:

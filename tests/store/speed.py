@@ -122,7 +122,7 @@ def _rows(batch: Batch) -> Rows:
         yield "UPDATE leases SET ended_at=? WHERE epoch=?", [(at, epoch) for epoch, at in batch.ended]
         yield "UPDATE lease_devices SET active=0 WHERE epoch=?", [(epoch,) for epoch, _ in batch.ended]
         yield "INSERT INTO leases VALUES (?,?,?,NULL)", [(n.epoch, n.job, n.granted_at) for n in batch.leases]
-        yield "INSERT INTO lease_devices VALUES (?,?,1)", [(n.epoch, d) for n in batch.leases for d in n.devices]
+        yield "INSERT INTO lease_devices VALUES (?,?,1,0)", [(n.epoch, d) for n in batch.leases for d in n.devices]
         yield (
             "INSERT INTO events (job, at, state, message, attempt) VALUES (?,?,?,?,?)",
             [(e.job, e.at, e.state, e.message, e.attempt) for e in batch.events],

@@ -177,6 +177,18 @@ def test_no_device_gets_two_active_leases(store: Store) -> None:
     store.commit(Batch(leases=(lease(16, 2, "GPU-c", "GPU-x", "GPU-y"),)))
 
 
+def test_leases_that_share_a_device_are_beside_each_other(store: Store) -> None:
+    store.commit(submitted(1, 2, 3))
+    running = tuple(job(number, "running") for number in (1, 2))
+    store.commit(Batch(jobs=running, leases=(lease(10, 1, "GPU-a", shared=True), lease(11, 2, "GPU-a", shared=True))))
+    assert store.check() == []
+    store.commit(Batch(jobs=(job(1, "completed", ended_at=3.0),), ended=((10, 3.0),)))
+    assert store.check() == []
+    store.commit(Batch(jobs=(job(2, "completed", ended_at=3.0),), ended=((11, 3.0),)))
+    store.commit(granted(3, 12, "GPU-a"))
+    assert store.check() == []
+
+
 def test_no_lease_comes_twice(store: Store) -> None:
     store.commit(submitted(1, 2))
     store.commit(granted(1, 10, "GPU-a"))

@@ -21,16 +21,16 @@ from gpusched.scheduler.store import migrate
 from gpusched.scheduler.store.database import DatabaseStore
 from gpusched.scheduler.store.schema import metadata
 from gpusched.scheduler.store.sqlite import sqlite_url
-from store.records import event, job, submitted
+from store.records import event, job, lease, submitted
 
 MIGRATIONS = Path(migrate.__file__).with_name("migrations")
 
-SECOND = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -159,9 +159,9 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     shutil.copytree(MIGRATIONS, folder)
 
     def be_next(migration: str) -> None:
-        (folder / "versions" / "v0002_second.py").write_text(migration)
+        (folder / "versions" / "v0003_next.py").write_text(migration)
         monkeypatch.setattr(migrate, "_folder", lambda: folder)
-        monkeypatch.setattr(migrate, "HEAD", "0002")
+        monkeypatch.setattr(migrate, "HEAD", "0003")
 
     return be_next
 
@@ -177,14 +177,14 @@ def test_an_older_schema_is_brought_up_to_date(
     store.commit(submitted(1, 2))
     store.close()
 
-    next_version(SECOND)
+    next_version(NEXT)
     assert new(path).check() == [
         f"state file {path} has an older schema; the server brings it up to date when it starts"
     ]
     store = new(path)
     with caplog.at_level(logging.INFO, "gpusched.store"):
         boot = store.open()
-    assert f"state file {path}: schema brought from 0001 to 0002" in caplog.text
+    assert f"state file {path}: schema brought from 0002 to 0003" in caplog.text
     assert (boot.state_id, boot.starts, boot.jobs) == (first.state_id, 2, (job(1), job(2)))
     assert store.check() == []
     with pytest.raises(StoreError):  # foreign keys hold again
@@ -203,7 +203,7 @@ def test_a_migration_that_fails_changes_nothing(
     store.commit(submitted(1, 2))
     store.close()
     before = sql(path, "SELECT sql FROM sqlite_master", "SELECT * FROM jobs", "SELECT * FROM meta")
-    next_version(SECOND + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
+    next_version(NEXT + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
     with pytest.raises(StoreError, match="no such table: nowhere"):
         new(path).open()
     monkeypatch.undo()
@@ -218,7 +218,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     store.close()
     sql(path, f"UPDATE {migrate.VERSION_TABLE} SET version_num = '0099'")
     said = refusal(path)
-    assert "was written by a newer gpusched (schema 0099; this one knows up to 0001)" in said
+    assert "was written by a newer gpusched (schema 0099; this one knows up to 0002)" in said
     assert "install that version again" in said
     assert new(path).check() == [said]
 
@@ -258,9 +258,31 @@ def test_the_database_itself_forbids_two_active_leases(tmp_path: Path) -> None:
     store.close()
     for epoch in (10, 11):
         sql(path, f"INSERT INTO leases VALUES ({epoch}, 1, 1.0, NULL)")
-    sql(path, "INSERT INTO lease_devices VALUES (10, 'GPU-a', 0), (11, 'GPU-a', 1)")
+    sql(path, "INSERT INTO lease_devices VALUES (10, 'GPU-a', 0, 0), (11, 'GPU-a', 1, 0)")
     with pytest.raises(sqlite3.IntegrityError):
         sql(path, "UPDATE lease_devices SET active = 1")
+    sql(path, "UPDATE lease_devices SET active = 1, shared = 1")
+
+
+def test_leases_of_the_first_schema_have_their_devices_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.db"
+    monkeypatch.setattr(migrate, "HEAD", "0001")
+    engine = sqlalchemy.create_engine(sqlite_url(path))
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
+    engine.dispose()
+    sql(path, "INSERT INTO meta VALUES (1, 'x', 1, 0)")
+    job_row = "INSERT INTO jobs VALUES (1, 'running', 'batch', 0, 'u', '', '', 1.0, NULL, '{}')"
+    sql(path, job_row, "INSERT INTO leases VALUES (10, 1, 1.0, NULL)", "INSERT INTO lease_devices VALUES (10, 'a', 1)")
+    monkeypatch.undo()
+    store = new(path)
+    store.open()
+    assert sql(path, "SELECT epoch, active, shared FROM lease_devices") == [(10, 1, 0)]
+    with pytest.raises(StoreError, match="already has an active lease"):
+        store.commit(Batch(leases=(lease(11, 1, "a"),)))
+    assert store.check() == []
 
 
 def test_check_sees_what_was_done_by_hand(tmp_path: Path) -> None:
@@ -272,7 +294,7 @@ def test_check_sees_what_was_done_by_hand(tmp_path: Path) -> None:
         path,
         "DROP INDEX lease_devices_one_active",
         "INSERT INTO leases VALUES (10, 1, 1.0, NULL), (11, 1, 1.0, NULL), (12, 1, 1.0, 2.0), (13, 9, 1.0, 2.0)",
-        "INSERT INTO lease_devices VALUES (10, 'GPU-a', 1), (11, 'GPU-a', 1), (11, 'GPU-b', 0), (12, 'GPU-c', 1)",
+        "INSERT INTO lease_devices VALUES (10, 'GPU-a', 1, 0), (11, 'GPU-a', 1, 0), (11, 'GPU-b', 0, 0), (12, 'GPU-c', 1, 0)",
         "INSERT INTO events VALUES (77, 8, 1.0, 'queued', '', 0)",
         "UPDATE jobs SET state = 'running'",
     )

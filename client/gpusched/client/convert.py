@@ -87,6 +87,8 @@ def gpu(message: resources_pb2.Gpu) -> views.Gpu:
         ),
         observed_at=when(message, "observed_at"),
         simulated=message.simulated,
+        shares=tuple(views.GpuShare(s.job_id, s.user, s.memory_bytes, s.memory_used_bytes) for s in message.shares),
+        memory_left_bytes=message.memory_left_bytes,
     )
 
 
@@ -101,6 +103,10 @@ def node(message: resources_pb2.Node) -> views.Node:
         last_seen_at=when(message, "last_seen_at"),
         driver_version=message.driver_version,
         local=message.local,
+        cpus_total=message.cpus_total,
+        cpus_free=message.cpus_free,
+        memory_total_bytes=message.memory_total_bytes,
+        memory_free_bytes=message.memory_free_bytes,
     )
 
 

@@ -36,7 +36,9 @@ def when(message: Any, field: str) -> datetime | None:
 
 
 def allocated(gpus: Any) -> tuple[views.AllocatedGpu, ...]:
-    return tuple(views.AllocatedGpu(gpu.uuid, gpu.index, gpu.node, gpu.model, gpu.memory_bytes) for gpu in gpus)
+    return tuple(
+        views.AllocatedGpu(gpu.uuid, gpu.index, gpu.node, gpu.model, gpu.memory_bytes, gpu.share_bytes) for gpu in gpus
+    )
 
 
 def reason(message: job_pb2.Reason) -> views.Reason:

@@ -53,6 +53,7 @@ class NoticeKind(StrEnum):
     PREEMPTION = "preemption"
     GPU_UNHEALTHY = "gpu_unhealthy"
     GPU_FOREIGN = "gpu_foreign"
+    GPU_MEMORY = "gpu_memory"
     DRAIN = "drain"
     SERVER_STOPPING = "server_stopping"
     CANCEL = "cancel"
@@ -70,6 +71,7 @@ class AllocatedGpu:
         node: name of its node.
         model: product name.
         memory_bytes: total memory.
+        share_bytes: how much of it is ours, beside others; 0 for all of it.
     """
 
     uuid: str
@@ -77,6 +79,7 @@ class AllocatedGpu:
     node: str = ""
     model: str = ""
     memory_bytes: int = 0
+    share_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ class Submission:
         labels: what the node, or the GPU itself, must be labelled with.
         gpus_per_node: exactly so many on each node that is used.
         placement: "pack" (the fullest node that holds it, the default) or "spread" (evenly over the emptiest).
+        shared: have only `gpu_memory` of each GPU, beside other jobs that do the same.
+        cpus: cores on each node that is used; None for none in particular.
+        mem: memory of the host on each node that is used, "32G" or bytes; None for none in particular.
         time_limit: "2h", seconds or a timedelta; None for the scheduler's default.
         environment: the command's; None for the present one.
         workdir: where it runs; None for the present directory.
@@ -69,6 +72,9 @@ class Submission:
     labels: Mapping[str, str] | None = None
     gpus_per_node: int | None = None
     placement: str | None = None
+    shared: bool = False
+    cpus: int | None = None
+    mem: str | int | None = None
     priority: int = 0
     name: str | None = None
     time_limit: str | float | timedelta | None = None
@@ -111,6 +117,9 @@ class Submission:
             labels=self.labels,
             gpus_per_node=self.gpus_per_node,
             placement=self.placement,
+            shared=self.shared,
+            cpus=self.cpus,
+            mem=self.mem,
         )
         gpus = len(where.gpu_ids) or 1 if self.gpus is None else self.gpus
         resources = resources_pb.ResourceRequest(

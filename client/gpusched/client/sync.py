@@ -128,6 +128,9 @@ def acquire(
     labels: Mapping[str, str] | None = None,
     gpus_per_node: int | None = None,
     placement: str | None = None,
+    shared: bool = False,
+    cpus: int | None = None,
+    mem: str | int | None = None,
     priority: int = 0,
     name: str | None = None,
     time_limit: float | str | timedelta | None = None,
@@ -146,7 +149,7 @@ def acquire(
     """Ask for GPUs: all of them at once, when it is our turn, for exactly as long as the block runs.
 
     Args:
-        gpus: how many; by default one, or all of `gpu_ids`.
+        gpus: how many; by default one, or all of `gpu_ids`. 0 where only `cpus` or `mem` is asked for.
         gpu_memory: least total memory of each, such as "40G" or a number of bytes.
         gpu_model: text that each one's model name contains, such as "H100".
         nodes: names of the nodes that will do; a process on the scheduler's machine only gets GPUs of that one.
@@ -155,6 +158,10 @@ def acquire(
         labels: what the node, or the GPU itself, must be labelled with, such as `{"mig": "3g.20gb"}`.
         gpus_per_node: exactly so many on each node that is used.
         placement: "pack" (the fullest node that holds it, the default) or "spread" (evenly over the emptiest).
+        shared: have only `gpu_memory` of each GPU, beside other jobs (of the same user) that do the same. It is counted
+            and watched, not enforced.
+        cpus: cores on each node that is used, counted so that a machine is not oversold; not enforced.
+        mem: memory of the host on each node that is used, such as "32G"; the same.
         priority: tier, -100 to 100, higher first; above 0 is for the scheduler's own user.
         name: shown in lists; by default that of the script or notebook.
         time_limit: such as "2h", a timedelta or seconds; then `lease.check()` raises, and 30 s later the scheduler
@@ -192,6 +199,9 @@ def acquire(
         labels=labels,
         gpus_per_node=gpus_per_node,
         placement=placement,
+        shared=shared,
+        cpus=cpus,
+        mem=mem,
         priority=priority,
         name=name,
         time_limit=time_limit,

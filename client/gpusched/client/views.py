@@ -28,6 +28,7 @@ __all__ = [
     "Explanation",
     "Gpu",
     "GpuProcess",
+    "GpuShare",
     "GpuState",
     "Grant",
     "Job",
@@ -174,13 +175,25 @@ class GpuProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A part of a GPU's memory that a job has, and what its processes were seen to take."""
+
+    job_id: str
+    user: str
+    memory_bytes: int
+    memory_used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     """A GPU and its last reading; readings that the device does not give are None.
 
     Attributes:
         message: why it is not free.
-        job_id, user: who holds it.
+        job_id, user: who holds it; empty while several jobs share it.
         observed_at: when it was read.
+        shares: who has parts of it.
+        memory_left_bytes: what further shares may have, 0 while one job has all of it.
     """
 
     uuid: str
@@ -200,11 +213,18 @@ class Gpu:
     processes: tuple[GpuProcess, ...]
     observed_at: datetime | None
     simulated: bool
+    shares: tuple[GpuShare, ...] = ()
+    memory_left_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine with GPUs; `local` is the scheduler's own."""
+    """A machine with GPUs; `local` is the scheduler's own.
+
+    Attributes:
+        cpus_total, memory_total_bytes: cores and memory of the host that jobs may be given, 0 if they are not counted.
+        cpus_free, memory_free_bytes: what is left of them.
+    """
 
     name: str
     gpus_total: int
@@ -215,6 +235,10 @@ class Node:
     last_seen_at: datetime | None
     driver_version: str
     local: bool
+    cpus_total: int = 0
+    cpus_free: int = 0
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

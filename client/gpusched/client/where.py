@@ -29,6 +29,9 @@ class Where(NamedTuple):
         labels: (key, value) pairs of the node or the GPU.
         gpus_per_node: exactly so many on each node that is used, 0 for any number.
         placement: `pack`, `spread`, or empty for the scheduler's default.
+        shared: the memory asked for is all that is had of each GPU.
+        cpus: cores on each node that is used, 0 for none in particular.
+        mem: bytes of the host's memory on each node that is used, 0 for none in particular.
     """
 
     nodes: tuple[str, ...] = ()
@@ -37,6 +40,14 @@ class Where(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
     gpus_per_node: int = 0
     placement: str = ""
+    shared: bool = False
+    cpus: int = 0
+    mem: int = 0
+
+    @property
+    def of_host(self) -> bool:
+        """Whether anything of a host is asked for, so that no GPU need be."""
+        return self.cpus > 0 or self.mem > 0
 
     def put(self, message: resources_pb2.ResourceRequest) -> None:
         """Write it into a request."""
@@ -45,6 +56,9 @@ class Where(NamedTuple):
         message.exclude.extend(self.exclude)
         message.labels.update(self.labels)
         message.gpus_per_node = self.gpus_per_node
+        message.shared = self.shared
+        message.cpus = self.cpus
+        message.memory_bytes = self.mem
         if self.placement:
             from gpusched.v1 import resources_pb2
 
@@ -69,12 +83,17 @@ def checked_where(
     labels: Mapping[str, str] | None = None,
     gpus_per_node: int | None = None,
     placement: str | None = None,
+    shared: bool = False,
+    cpus: int | None = None,
+    mem: str | int | None = None,
 ) -> Where:
     """Parameters of `acquire` and `submit`, checked; raises UsageError, which names the parameter."""
     if gpus_per_node is not None and (
         isinstance(gpus_per_node, bool) or not isinstance(gpus_per_node, int) or not 1 <= gpus_per_node < 2**31
     ):
         raise UsageError("gpus_per_node", gpus_per_node, "give a whole number, 1 or more")
+    if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, int) or not 0 <= cpus < 2**31):
+        raise UsageError("cpus", cpus, "give a whole number, 0 or more")
     if placement is not None and placement not in PLACEMENTS:
         raise UsageError("placement", placement, f"give {' or '.join(PLACEMENTS)}")
     if labels is not None and not isinstance(labels, Mapping):
@@ -86,6 +105,9 @@ def checked_where(
         tuple(label("labels", f"{key}={value}") for key, value in (labels or {}).items()),
         gpus_per_node or 0,
         placement or "",
+        bool(shared),
+        cpus or 0,
+        0 if mem is None else _size(mem),
     )
 
 
@@ -114,6 +136,12 @@ def label(field: str, text: str) -> tuple[str, str]:
     if not key or not equals or not value or not _is_plain(key) or not _is_plain(value):
         raise UsageError(field, text, LABELS_ALLOWED)
     return key, value
+
+
+def _size(mem: str | int) -> int:
+    from gpusched.client.units import parse_size
+
+    return parse_size(mem, "mem")
 
 
 def _is_plain(text: str) -> bool:

@@ -122,18 +122,20 @@ class Blocker(_message.Message):
     def __init__(self, gpu_uuid: _Optional[str] = ..., gpu_index: _Optional[int] = ..., node: _Optional[str] = ..., gpu_state: _Optional[_Union[_resources_pb2.GpuState, str]] = ..., job_id: _Optional[str] = ..., user: _Optional[str] = ..., job_name: _Optional[str] = ..., until: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AllocatedGpu(_message.Message):
-    __slots__ = ("uuid", "index", "node", "model", "memory_bytes")
+    __slots__ = ("uuid", "index", "node", "model", "memory_bytes", "share_bytes")
     UUID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARE_BYTES_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     index: int
     node: str
     model: str
     memory_bytes: int
-    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    share_bytes: int
+    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., share_bytes: _Optional[int] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("exit_status", "signal", "message")

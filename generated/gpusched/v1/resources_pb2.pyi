@@ -38,7 +38,7 @@ GPU_STATE_DRAINED: GpuState
 GPU_STATE_CHECKING: GpuState
 
 class ResourceRequest(_message.Message):
-    __slots__ = ("gpus", "gpu_memory_bytes", "gpu_model", "node", "nodes", "gpu_ids", "exclude", "labels", "gpus_per_node", "placement")
+    __slots__ = ("gpus", "gpu_memory_bytes", "gpu_model", "node", "nodes", "gpu_ids", "exclude", "labels", "gpus_per_node", "placement", "shared", "cpus", "memory_bytes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,9 @@ class ResourceRequest(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     GPUS_PER_NODE_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     gpus: int
     gpu_memory_bytes: int
     gpu_model: str
@@ -66,7 +69,10 @@ class ResourceRequest(_message.Message):
     labels: _containers.ScalarMap[str, str]
     gpus_per_node: int
     placement: Placement
-    def __init__(self, gpus: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_model: _Optional[str] = ..., node: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., gpu_ids: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus_per_node: _Optional[int] = ..., placement: _Optional[_Union[Placement, str]] = ...) -> None: ...
+    shared: bool
+    cpus: int
+    memory_bytes: int
+    def __init__(self, gpus: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., gpu_model: _Optional[str] = ..., node: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., gpu_ids: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus_per_node: _Optional[int] = ..., placement: _Optional[_Union[Placement, str]] = ..., shared: bool = ..., cpus: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class GpuProcess(_message.Message):
     __slots__ = ("pid", "user", "command", "memory_bytes", "job_id")
@@ -82,8 +88,20 @@ class GpuProcess(_message.Message):
     job_id: str
     def __init__(self, pid: _Optional[int] = ..., user: _Optional[str] = ..., command: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
+class GpuShare(_message.Message):
+    __slots__ = ("job_id", "user", "memory_bytes", "memory_used_bytes")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    user: str
+    memory_bytes: int
+    memory_used_bytes: int
+    def __init__(self, job_id: _Optional[str] = ..., user: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ...) -> None: ...
+
 class Gpu(_message.Message):
-    __slots__ = ("uuid", "index", "node", "model", "memory_bytes", "state", "message", "drained", "job_id", "user", "memory_used_bytes", "utilization_percent", "temperature_celsius", "power_watts", "processes", "observed_at", "simulated", "numa_node", "parent_index", "labels")
+    __slots__ = ("uuid", "index", "node", "model", "memory_bytes", "state", "message", "drained", "job_id", "user", "memory_used_bytes", "utilization_percent", "temperature_celsius", "power_watts", "processes", "observed_at", "simulated", "numa_node", "parent_index", "labels", "shares", "memory_left_bytes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +129,8 @@ class Gpu(_message.Message):
     NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
     PARENT_INDEX_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     index: int
     node: str
@@ -131,7 +151,9 @@ class Gpu(_message.Message):
     numa_node: int
     parent_index: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., state: _Optional[_Union[GpuState, str]] = ..., message: _Optional[str] = ..., drained: bool = ..., job_id: _Optional[str] = ..., user: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ..., utilization_percent: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., power_watts: _Optional[float] = ..., processes: _Optional[_Iterable[_Union[GpuProcess, _Mapping]]] = ..., observed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., simulated: bool = ..., numa_node: _Optional[int] = ..., parent_index: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    shares: _containers.RepeatedCompositeFieldContainer[GpuShare]
+    memory_left_bytes: int
+    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., state: _Optional[_Union[GpuState, str]] = ..., message: _Optional[str] = ..., drained: bool = ..., job_id: _Optional[str] = ..., user: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ..., utilization_percent: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., power_watts: _Optional[float] = ..., processes: _Optional[_Iterable[_Union[GpuProcess, _Mapping]]] = ..., observed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., simulated: bool = ..., numa_node: _Optional[int] = ..., parent_index: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., shares: _Optional[_Iterable[_Union[GpuShare, _Mapping]]] = ..., memory_left_bytes: _Optional[int] = ...) -> None: ...
 
 class GpuLinks(_message.Message):
     __slots__ = ("scores",)
@@ -140,7 +162,7 @@ class GpuLinks(_message.Message):
     def __init__(self, scores: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "gpus_total", "gpus_allocated", "gpus_free", "drained", "labels", "last_seen_at", "driver_version", "local", "links")
+    __slots__ = ("name", "gpus_total", "gpus_allocated", "gpus_free", "drained", "labels", "last_seen_at", "driver_version", "local", "links", "cpus_total", "cpus_free", "memory_total_bytes", "memory_free_bytes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +180,10 @@ class Node(_message.Message):
     DRIVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    CPUS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FREE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     gpus_total: int
     gpus_allocated: int
@@ -168,4 +194,8 @@ class Node(_message.Message):
     driver_version: str
     local: bool
     links: _containers.RepeatedCompositeFieldContainer[GpuLinks]
-    def __init__(self, name: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., drained: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., last_seen_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., driver_version: _Optional[str] = ..., local: bool = ..., links: _Optional[_Iterable[_Union[GpuLinks, _Mapping]]] = ...) -> None: ...
+    cpus_total: int
+    cpus_free: int
+    memory_total_bytes: int
+    memory_free_bytes: int
+    def __init__(self, name: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., drained: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., last_seen_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., driver_version: _Optional[str] = ..., local: bool = ..., links: _Optional[_Iterable[_Union[GpuLinks, _Mapping]]] = ..., cpus_total: _Optional[int] = ..., cpus_free: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ...) -> None: ...

@@ -22,6 +22,7 @@ class NoticeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOTICE_KIND_DRAIN: _ClassVar[NoticeKind]
     NOTICE_KIND_SERVER_STOPPING: _ClassVar[NoticeKind]
     NOTICE_KIND_CANCEL: _ClassVar[NoticeKind]
+    NOTICE_KIND_GPU_MEMORY: _ClassVar[NoticeKind]
 NOTICE_KIND_UNSPECIFIED: NoticeKind
 NOTICE_KIND_TIME_LIMIT: NoticeKind
 NOTICE_KIND_PREEMPTION: NoticeKind
@@ -30,6 +31,7 @@ NOTICE_KIND_GPU_FOREIGN: NoticeKind
 NOTICE_KIND_DRAIN: NoticeKind
 NOTICE_KIND_SERVER_STOPPING: NoticeKind
 NOTICE_KIND_CANCEL: NoticeKind
+NOTICE_KIND_GPU_MEMORY: NoticeKind
 
 class Holder(_message.Message):
     __slots__ = ("pid", "start_ticks")

@@ -188,6 +188,14 @@ def _labelled(nodes: tuple[NodeInfo, ...], labels: dict[str, str]) -> tuple[Node
     return tuple(replace(info, labels=info.labels | labels) if info.local else info for info in nodes)
 
 
+def _furnished(nodes: tuple[NodeInfo, ...], cpus: int, memory: int) -> tuple[NodeInfo, ...]:
+    """The nodes, each with so many cores and so much memory as jobs may be given, where that was said."""
+    return tuple(
+        replace(info, cpus=cpus or info.cpus, memory_bytes=memory or info.memory_bytes) if cpus or memory else info
+        for info in nodes
+    )
+
+
 def _restored(config: Config, inventory: Inventory, boot: Boot, clock: Clock) -> Engine:
     """The engine, with what an earlier run of the server left. Raises StoreError."""
     settings = Settings(
@@ -201,9 +209,10 @@ def _restored(config: Config, inventory: Inventory, boot: Boot, clock: Clock) ->
         policy=in_force(config.policy, boot.settings),
         window=config.window,
         hold_after_restart=min(2.0, config.window),
+        share_between_users=config.share_between_users,
     )
     first_epoch = (boot.starts << EPOCH_BITS) + 1
-    nodes = _labelled(inventory.discover(), dict(config.labels))
+    nodes = _furnished(_labelled(inventory.discover(), dict(config.labels)), config.cpus, config.memory)
     engine = Engine(nodes, settings, first_job=boot.next_job, first_epoch=first_epoch)
     engine.show_time = clock_time
     try:

@@ -52,6 +52,9 @@ class Config:
         simulate: what GPUs to simulate, empty for none; its syntax is the inventory's.
         gpu_mode: `auto`, `real` or `simulated`; `simulated` exactly when `simulate` is not empty.
         labels: (key, value) pairs of this machine.
+        cpus: cores of each node that jobs may be given, 0 for all that it has.
+        memory: bytes of each node's memory that jobs may be given, 0 for all that it has.
+        share_between_users: jobs of several users may share a GPU.
         state_dir: where state is kept, absolute.
         detach: run in the background.
         log_level: one of `logs.LEVELS`.
@@ -78,6 +81,9 @@ class Config:
     simulate: str = ""
     gpu_mode: str = "auto"
     labels: tuple[tuple[str, str], ...] = ()
+    cpus: int = 0
+    memory: int = 0
+    share_between_users: bool = False
     detach: bool = False
     log_level: str = "info"
     log_format: str = "text"

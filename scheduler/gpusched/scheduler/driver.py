@@ -27,6 +27,8 @@ GATHER = 0.002
 #: The most under load. A save and a pass cost much the same for one job as for ten, so that the number of jobs a second
 #: hangs on this; one GPU going from hand to hand does not come to it.
 GATHER_MOST = 0.020
+#: The same while jobs wait: a GPU that has come back idles until the next pass.
+GATHER_MOST_WANTED = 0.004
 #: Events between two saves that are no burst: a GPU given back, looked at, and asked for.
 FEW = 3
 
@@ -147,7 +149,8 @@ class Driver:
             return  # _saved comes back here
         self._flush_scheduled = False
         self._flushed_at = self._loop.time()
-        self._gather = min(GATHER_MOST, GATHER * max(1, self._events - FEW + 1))
+        most = GATHER_MOST_WANTED if self.engine.queue.considered else GATHER_MOST
+        self._gather = min(most, GATHER * max(1, self._events - FEW + 1))
         self._events = 0
         if self.engine.pass_wanted and not self._stopped:
             effects = self.engine.handle(ev.Pass(), self.now())

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
-from gpusched.scheduler.core.classify import classify
+from gpusched.scheduler.core.classify import Tenant, classify, classify_shared
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceReading, ProcessReading
 from gpusched.scheduler.core.pool import Device
@@ -70,7 +70,9 @@ class Observer:
         self._looking: dict[str, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._to_look: list[str] = []  # released since the loop last came round
         self._unlooked: set[str] = set()  # released and not seen to be empty since
-        self._memory: dict[str, int] = {}  # bytes that the holder's own processes have on each leased device
+        #: Bytes that a holder's own processes have on each of its devices, and of shared ones all that were seen there.
+        self._memory: dict[tuple[str, JobId], int] = {}
+        self._sharing: dict[tuple[str, JobId], frozenset[tuple[int, int]]] = {}
         self._peaks: dict[JobId, int] = {}  # the most that they had on all of the lease's together
         self._watchers: list[Callable[[], None]] = []
         #: The newest reading of each device, and when it was taken (engine's clock).
@@ -94,12 +96,12 @@ class Observer:
         """One reading of every device; the engine is told in one event."""
         seen: list[ev.Seen] = []
         devices = list(self._pool.devices.values())
-        holders = [device.holder for device in devices]
-        for (device, reading), holder in zip(await self._read_each(devices), holders, strict=True):
+        holders = [device.holders for device in devices]
+        for (device, reading), before in zip(await self._read_each(devices), holders, strict=True):
             self.readings[device.uuid] = (reading, self._driver.now())
             # One that changed hands meanwhile may have been read before: the old holder's processes, gone by now,
             # would be taken for strangers on the new one's GPU.
-            if device.uuid not in self._looking and device.holder == holder:
+            if device.uuid not in self._looking and device.holders == before:
                 seen.append(self._judge(device, reading.processes, reading.fault))
         self._note_peaks()
         if seen:
@@ -141,9 +143,15 @@ class Observer:
         job = self._driver.engine.jobs.get(job_id)
         self._peaks.pop(job_id, None)
         for uuid in uuids:
-            self._memory.pop(uuid, None)
+            self._memory.pop((uuid, job_id), None)
             if job is not None:
-                if self._last.get(uuid, _NO_LEASE).job != job_id:
+                last = self._last.get(uuid, _NO_LEASE)
+                if job.request.shared:
+                    # What an earlier share left may still be there.
+                    pids = self._sharing.pop((uuid, job_id), frozenset())
+                    left = last.pids if uuid in self._unlooked else frozenset()
+                    self._last[uuid] = _LastLease(job_id, job.spec.owner.uid, pids | left)
+                elif last.job != job_id:
                     self._last[uuid] = _LastLease(job_id, job.spec.owner.uid)
                 self._inventory.released(uuid, job.spec.owner, job.holder)
             self._unlooked.add(uuid)
@@ -205,6 +213,8 @@ class Observer:
     def _judge(self, device: Device, processes: tuple[ProcessReading, ...], fault: str) -> ev.Seen:
         uuid, name = device.uuid, f"GPU {device.info.index}"
         last = self._last.get(uuid, _NO_LEASE)
+        if device.shares:
+            return self._judge_shared(device, processes, fault)
         if device.holder is None:
             # Until the device was seen to be empty, whatever else its last owner has there counts as left behind.
             uid = last.uid if uuid in self._unlooked else None
@@ -220,18 +230,43 @@ class Observer:
             last = _LastLease(job.id, job.spec.owner.uid)
         verdict = classify(processes, gpu=name, fault=fault, leased_to=holder, known_pids=last.pids)
         self._last[uuid] = last.seen(verdict.attributed)
-        self._memory[uuid] = sum(process.memory_bytes for process in verdict.attributed)
+        self._memory[uuid, job.id] = sum(process.memory_bytes for process in verdict.attributed)
         if holder is None and verdict.condition is Condition.FOREIGN:
             # Whose processes these are cannot be told of a caller that did not name its own (grpcurl).
             return ev.Seen(uuid, Condition.CLEAN)
         return ev.Seen(uuid, verdict.condition, verdict.message)
 
+    def _judge_shared(self, device: Device, processes: tuple[ProcessReading, ...], fault: str) -> ev.Seen:
+        uuid, jobs = device.uuid, self._driver.engine.jobs
+        last = self._last.get(uuid, _NO_LEASE)
+        tenants = [Tenant(job, jobs[job].holder, self._sharing.get((uuid, job), frozenset())) for job in device.shares]
+        # A process of the last owner's that nobody else answers for is taken for his while it is looked for.
+        looked_for = uuid in self._unlooked
+        verdict = classify_shared(
+            processes,
+            gpu=f"GPU {device.info.index}",
+            fault=fault,
+            tenants=tenants,
+            left_pids=last.pids if looked_for else frozenset(),
+            previous_uid=last.uid if looked_for else None,
+            previous_job=last.job,
+        )
+        if verdict.condition is Condition.CLEAN:
+            self._unlooked.discard(uuid)
+        taken = []
+        for job in device.shares:
+            own = verdict.attributed[job]
+            seen = self._sharing.get((uuid, job), frozenset())
+            self._sharing[uuid, job] = seen | {(process.pid, process.start_ticks) for process in own}
+            self._memory[uuid, job] = sum(process.memory_bytes for process in own)
+            taken.append((job, self._memory[uuid, job]))
+        return ev.Seen(uuid, verdict.condition, verdict.message, tuple(taken))
+
     def _note_peaks(self) -> None:
         """After the devices of a lease were judged, each by itself."""
         totals: dict[JobId, int] = {}
-        for uuid, size in self._memory.items():
-            holder = self._pool.devices[uuid].holder
-            if size and holder is not None:
+        for (uuid, holder), size in self._memory.items():
+            if size and holder in self._pool.devices[uuid].holders:
                 totals[holder] = totals.get(holder, 0) + size
         for job_id, total in totals.items():
             self._peaks[job_id] = max(total, self._peaks.get(job_id, 0))

@@ -16,6 +16,7 @@ DEFAULT_PORT: Final = 9123
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+", re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _LONGEST_TEXT = 4096
 _LONGEST_LABEL = 128
 
@@ -166,6 +167,14 @@ def _quotas(value: object) -> tuple[Quota, ...]:
     return tuple(found)
 
 
+def _size(value: object) -> int:
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        value = round(float(found[1]) * 1024.0 ** " KMGT".index(found[2].upper() or " "))
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
+        raise ValueError(value)
+    return value
+
+
 def _path(value: object) -> Path:
     # A relative path is completed by whoever knows what it is relative to: `config.load`.
     path = Path(_word(value))
@@ -202,6 +211,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "label of this machine, for jobs that ask for it by `--constraint`; the flag may be given several times, "
            "the variable separates by commas, the file has a list",
            Kind('labels such as disk=nvme, in the file as a list such as ["disk=nvme"]', _labels), repeatable=True),
+    Option("cpus", "--cpus", "GPUSCHED_CPUS", "cpus", "N", "0",
+           "cores of this machine that jobs which ask for cores may be given in all; 0 for as many as there are",
+           _whole_number(0, 1_000_000, " (0 for as many as there are)")),
+    Option("memory", "--mem", "GPUSCHED_MEM", "mem", "SIZE", "0",
+           "memory of this machine that jobs which ask for memory may be given in all, such as `240G`; 0 for as much "
+           "as there is", Kind("a size such as 240G or 1.5T, or 0 for as much as there is", _size)),
+    Option("share_between_users", "--share-between-users", "GPUSCHED_SHARE_BETWEEN_USERS", "share_between_users",
+           "on|off", "off", "jobs of several users may share a GPU (`gsrun --shared`)", _SWITCH),
     Option("state_dir", "--state-dir", "GPUSCHED_STATE_DIR", "state_dir", "DIR",
            "`$XDG_STATE_HOME/gpusched`, else `~/.local/state/gpusched`; systemd's `StateDirectory=gpusched` if set",
            "where state, lock and log are kept; must be on a local disk", _PATH, _BOTH),

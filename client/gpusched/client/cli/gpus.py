@@ -84,8 +84,8 @@ def row(gpu: Any, with_node: bool) -> Row:
         Cell(_reading(gpu.utilization_percent, "%")),
         Cell(_reading(gpu.temperature_celsius, "°C")),
         Cell(_reading(round(gpu.power_watts), " W")),
-        Cell(gpu.job_id or show.NONE),
-        Cell(gpu.user or show.NONE),
+        Cell(gpu.job_id or ",".join(share.job_id for share in gpu.shares) or show.NONE),
+        Cell(gpu.user or ",".join(dict.fromkeys(share.user for share in gpu.shares)) or show.NONE),
     ]
     return Row(cells, note=_note(gpu, state), note_colour=colour)
 
@@ -96,12 +96,27 @@ def _reading(number: int, unit: str) -> str:
 
 def _note(gpu: Any, state: str) -> str:
     """What is the matter with it, where something is."""
-    words = str(gpu.message)
+    words = "; ".join(filter(None, [str(gpu.message), _shares(gpu)]))
     if not words and state == "ALLOCATED" and gpu.drained:
         words = "drained: no new job after this one"
     if not words or state in ("FREE", "CHECKING"):
         return ""
     return words if words.startswith("GPU ") else f"GPU {gpu.index}: {words}"
+
+
+def _shares(gpu: Any) -> str:
+    """Who has how much of it, what they take, and what is left."""
+    if not gpu.shares:
+        return ""
+    from gpusched.client.units import format_size
+
+    parts = [
+        f"job {share.job_id} ({share.user}) has {format_size(share.memory_bytes)}"
+        + (f" and takes {format_size(share.memory_used_bytes)}" if share.memory_used_bytes else "")
+        for share in gpu.shares
+    ]
+    left = format_size(gpu.memory_left_bytes) if gpu.memory_left_bytes else "nothing"
+    return f"shared: {', '.join(parts)}; {left} left"
 
 
 class GpusView:

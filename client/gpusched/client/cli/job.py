@@ -45,7 +45,9 @@ def account(job: Any, output: Output) -> list[str]:
     now = time.time()
     state = show.job_state(job.state)
     asks = show.count(job.resources.gpus, "GPU")
-    if job.resources.gpu_memory_bytes:
+    if job.resources.shared:
+        asks += f" shared, {format_size(job.resources.gpu_memory_bytes)} of each"
+    elif job.resources.gpu_memory_bytes:
         asks += f" of at least {format_size(job.resources.gpu_memory_bytes)}"
     if job.resources.gpu_model:
         asks += f", model with “{job.resources.gpu_model}”"

@@ -16,6 +16,8 @@ COLUMNS = (
     Column("GPUS", right=True),
     Column("HELD", right=True),
     Column("FREE", right=True),
+    Column("CORES LEFT", right=True, drop=4),
+    Column("MEM LEFT", right=True, drop=5),
     Column("STATE"),
     Column("DRIVER", drop=2),
     Column("SEEN", right=True, drop=1),
@@ -72,12 +74,18 @@ def _row(node: Any, now: float) -> Row:
             Cell(str(node.gpus_total)),
             Cell(str(node.gpus_allocated)),
             Cell(str(node.gpus_free)),
+            Cell(f"{node.cpus_free}/{node.cpus_total}" if node.cpus_total else show.NONE),
+            Cell(_memory(node, show) if node.memory_total_bytes else show.NONE),
             Cell("drained", "magenta") if node.drained else Cell("up", "green"),
             Cell(node.driver_version or show.NONE),
             Cell(seen),
             Cell(labels or show.NONE),
         ]
     )
+
+
+def _memory(node: Any, show: Any) -> str:
+    return f"{show.gibibytes(node.memory_free_bytes)}/{show.gibibytes(node.memory_total_bytes)} GiB"
 
 
 class NodesView:

@@ -183,6 +183,12 @@ def where(resources: Any) -> str:
     parts += [f"with {key}={value}" for key, value in sorted(resources.labels.items())]
     if resources.gpus_per_node:
         parts.append(f"{resources.gpus_per_node} on each node")
+    if resources.cpus:
+        parts.append(count(resources.cpus, "core"))
+    if resources.memory_bytes:
+        from gpusched.client.units import format_size
+
+        parts.append(f"{format_size(resources.memory_bytes)} of host memory")
     if resources.placement:
         from gpusched.v1 import resources_pb2
 

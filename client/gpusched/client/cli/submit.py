@@ -21,8 +21,8 @@ def configure(parser: Parser) -> None:
         "-n",
         "--gpus",
         metavar="GPUS",
-        type=checked("--gpus", whole_number(1, 2**31 - 1)),
-        help="how many GPUs (default 1, or all of --gpu-id)",
+        type=checked("--gpus", whole_number(0, 2**31 - 1)),
+        help="how many GPUs (default 1, or all of --gpu-id); 0 with --cpus or --mem alone",
     )
     add("--gpu-memory", metavar="SIZE", help="each GPU has at least this much, such as 40G")
     add("--gpu-model", metavar="TEXT", help="each GPU's model has this in its name, such as H100")
@@ -49,6 +49,9 @@ def configure(parser: Parser) -> None:
     placement.add_argument(
         "--spread", dest="placement", action="store_const", const="spread", help="evenly over the emptiest nodes"
     )
+    add("--shared", action="store_true", help="have only --gpu-memory of each GPU, beside others that do the same")
+    add("--cpus", metavar="N", type=checked("--cpus", whole_number(1, 2**31 - 1)), help="cores on each node")
+    add("--mem", metavar="SIZE", help="memory of the host on each node, such as 32G")
     add(
         "--priority",
         metavar="N",
@@ -124,6 +127,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
         labels=dict(args.constraint or ()),
         gpus_per_node=args.gpus_per_node,
         placement=args.placement,
+        shared=args.shared,
+        cpus=args.cpus,
+        mem=args.mem,
         priority=args.priority,
         name=args.name,
         time_limit=args.time_limit,

@@ -17,8 +17,10 @@ HELP: Final = f"""{USAGE}
 
 Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs are free again when it ends.
 
-  -n, --gpus GPUS       how many GPUs, all or nothing (default 1)
+  -n, --gpus GPUS       how many GPUs, all or nothing (default 1; 0 with --cpus or --mem alone)
   --gpu-memory SIZE     each GPU with at least this much memory: 40G, 512M
+  --shared              have only that much of each GPU, beside others of yours that do the same
+  --cpus N, --mem SIZE  cores and memory of the host on each node: 8, 32G (counted, not enforced)
   --gpu-model TEXT      each GPU's model name contains this: H100, a100-sxm
   --gpu-id GPU[,GPU]    only these GPUs, by index or uuid; without -n, all of them
   --exclude GPU[,GPU]   not these
@@ -112,6 +114,8 @@ def parse(words: Sequence[str]) -> Options:
         raise Misuse("the command's first word is empty; give the name of a program")
     if options.detach:
         _check_detach(options)
+    if not options.gpus and not (options.where.get("cpus") or options.where.get("mem")):
+        raise Misuse("-n 0 asks for nothing; give a number of GPUs, or --cpus or --mem beside it")
     if "--gpu-id" in options.given and "--gpus" not in options.given:
         options.gpus = len(options.where["gpu_ids"])
     if not options.name and rest:
@@ -151,6 +155,9 @@ def _take(options: Options, name: str, attached: str | None, rest: list[str]) ->
         _refuse_value(name, attached)
         if options.where.setdefault("placement", name[2:]) != name[2:]:
             raise Misuse("--pack and --spread together make no sense; give one of them")
+    elif name == "--shared":
+        _refuse_value(name, attached)
+        options.where["shared"] = True
     elif name in _FLAGS:
         _refuse_value(name, attached)
         setattr(options, name[2:].replace("-", "_"), True)
@@ -176,7 +183,17 @@ def _whole_number(field: str, text: str, least: int, most: int, allowed: str) ->
 
 
 def _set_gpus(options: Options, text: str) -> None:
-    options.gpus = _whole_number("-n", text, 1, MAX_GPUS, f"give a whole number of GPUs, 1 to {MAX_GPUS:,}")
+    options.gpus = _whole_number("-n", text, 0, MAX_GPUS, f"give a whole number of GPUs, 0 to {MAX_GPUS:,}")
+
+
+def _set_cpus(options: Options, text: str) -> None:
+    options.where["cpus"] = _whole_number("--cpus", text, 1, MAX_GPUS, "give a whole number of cores, 1 or more")
+
+
+def _set_mem(options: Options, text: str) -> None:
+    from gpusched.client.units import parse_size
+
+    options.where["mem"] = parse_size(text, "--mem")
 
 
 def _set_priority(options: Options, text: str) -> None:
@@ -285,6 +302,8 @@ _WITH_VALUE: Final[dict[str, Callable[[Options, str], None]]] = {
     "-n": _set_gpus,
     "--gpus": _set_gpus,
     "--gpu-memory": _set_memory,
+    "--cpus": _set_cpus,
+    "--mem": _set_mem,
     "--gpu-model": _set_model,
     "--gpu-id": _set_gpu_ids,
     "--exclude": _set_exclude,

@@ -51,7 +51,7 @@ def make_room(
             say(f"gsrun: sending the command SIG{name}; SIGKILL follows after {end - time.monotonic():.3g} s")
             work.warn(number, exits.LEASE_LOST, notice.message, max(0.0, end - time.monotonic()))
 
-    wait = left - before
+    wait = end - time.monotonic() - before  # so that it has all the time that it asked for
     if wait <= 0:
         say(f"{why}")
         warn()

@@ -18,8 +18,7 @@ def place(queued: scheduler_pb2.Queued, wanted: int) -> str:
     where = f"{ordinal(queued.position)} of {queued.total} in the queue"
     message = queued.reason.message
     parts = [where, message] if message.startswith("needs ") else [where, counted(wanted, "GPU"), message]
-    if queued.HasField("forecast"):
-        parts.append(f"expected at {_clock_time(queued.forecast.ToNanoseconds() / 1e9)}")
+    parts += _times(queued)
     return f"gsrun: {' · '.join(part for part in parts if part)}"
 
 
@@ -28,9 +27,20 @@ def outlook(dry_run: scheduler_pb2.DryRun) -> str:
     if dry_run.starts_now:
         return f"would start now, on {gpus(dry_run.gpus)}"
     text = f"would wait, {ordinal(dry_run.position)} in the queue: {dry_run.reason.message}"
-    if dry_run.HasField("forecast"):
-        text += f" (expected to start at {_clock_time(dry_run.forecast.ToNanoseconds() / 1e9)})"
-    return text
+    times = _times(dry_run)
+    return f"{text} ({', '.join(times)})" if times else text
+
+
+def _times(message: scheduler_pb2.Queued | scheduler_pb2.DryRun) -> list[str]:
+    """When it starts: as expected, and at the latest where that is another time."""
+    found = []
+    if message.HasField("forecast"):
+        found.append(f"expected at {_clock_time(message.forecast.ToNanoseconds() / 1e9)}")
+    if message.HasField("promise"):
+        latest = _clock_time(message.promise.ToNanoseconds() / 1e9)
+        if not found or found[0] != f"expected at {latest}":
+            found.append(f"{latest} at the latest")
+    return found
 
 
 def gpus(granted: Iterable[job_pb2.AllocatedGpu]) -> str:

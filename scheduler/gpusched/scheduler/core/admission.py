@@ -28,6 +28,9 @@ SIGNALS = ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "XCPU",
 MAX_NOTICE = 86400.0
 
 
+#: So many requests are remembered as good.
+MAX_CHECKED = 1024
+
 #: What holds where nothing else was set.
 NO_LIMITS = Settings()
 
@@ -53,7 +56,12 @@ def check(spec: JobSpec, pool: Pool, settings: Settings = NO_LIMITS) -> None:
         _check_batch(spec.command, spec.batch)
     if len(spec.request_id) > MAX_NAME or not spec.request_id.isprintable():
         raise Invalid(f"request_id: at most {MAX_NAME} printable characters", field="request_id")
-    check_request(spec.request, pool)
+    request = spec.request
+    if pool.checked.get(id(request)) is not request:
+        check_request(request, pool)
+        if len(pool.checked) >= MAX_CHECKED:
+            pool.checked.clear()
+        pool.checked[id(request)] = request
 
 
 def check_room(waiting: int, settings: Settings) -> None:

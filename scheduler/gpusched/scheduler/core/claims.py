@@ -36,7 +36,7 @@ def start_claimed(engine: Moves, now: float) -> None:
             devices = pool.place(job.request, pool.available_to(claim.job))
             if devices is not None:
                 engine._start(Start(job, devices), now)
-                engine._out.append(do.QueueChanged())
+                engine._out.append(do.QUEUE_CHANGED)
                 continue
         hopeful = [uuid for uuid in claim.devices if _may_come(engine, claim, uuid, now)]
         if pool.place(job.request, pool.joined(pool.free_soon(), hopeful)) is None:
@@ -103,7 +103,7 @@ def end(engine: Moves, job_id: JobId) -> None:
     if engine.quotas is not None:
         engine.quotas.give_back(job.spec.owner.name, job.request.gpus)
     _replan(engine, claim.devices)
-    engine._out += [do.DevicesChanged(claim.devices), do.JobChanged(job_id), do.QueueChanged()]
+    engine._out += [do.DevicesChanged(claim.devices), do.JobChanged(job_id), do.QUEUE_CHANGED]
 
 
 def _begin(engine: Moves, head: Job, choice: Choice, now: float) -> None:
@@ -127,7 +127,7 @@ def _begin(engine: Moves, head: Job, choice: Choice, now: float) -> None:
     if engine.quotas is not None:
         engine.quotas.take(head.spec.owner.name, head.request.gpus)
     _replan(engine, choice.devices)
-    engine._out += [do.DevicesChanged(choice.devices), do.JobChanged(head.id), do.QueueChanged()]
+    engine._out += [do.DevicesChanged(choice.devices), do.JobChanged(head.id), do.QUEUE_CHANGED]
 
 
 def _replan(engine: Moves, devices: tuple[str, ...]) -> None:

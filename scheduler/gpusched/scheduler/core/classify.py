@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpusched.scheduler.core.model import Condition, Holder, ProcessReading
@@ -68,14 +68,89 @@ def classify(
             leftover.append(process)
         else:
             foreign.append(process)
-    condition, message = Condition.CLEAN, ""
-    if fault:
-        condition, message = Condition.UNHEALTHY, f"{gpu}: {fault}"
-    elif leftover:
-        condition, message = Condition.DIRTY, f"{gpu}: {_still_there(leftover, previous_job)}"
-    elif foreign:
-        condition, message = Condition.FOREIGN, f"{gpu}: {_intruding(foreign)}"
+    condition, message = _judged(gpu, fault, leftover, foreign, previous_job)
     return Verdict(condition, message, tuple(mine), tuple(leftover), tuple(foreign))
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One of several leases that a GPU is under.
+
+    Attributes:
+        job: its id.
+        holder: its holder, None if nobody said who that is.
+        pids: (pid, start_ticks) of the processes seen under it.
+    """
+
+    job: int
+    holder: Holder | None
+    pids: frozenset[tuple[int, int]] = _NOBODY
+
+
+@dataclass(frozen=True, slots=True)
+class SharedVerdict:
+    """The outcome of one look at a GPU that several leases share; `attributed` by the lease's job."""
+
+    condition: Condition
+    message: str
+    attributed: dict[int, tuple[ProcessReading, ...]]
+
+
+def classify_shared(
+    processes: Iterable[ProcessReading],
+    *,
+    gpu: str,
+    fault: str = "",
+    tenants: Sequence[Tenant],
+    left_pids: frozenset[tuple[int, int]] = _NOBODY,
+    previous_uid: int | None = None,
+    previous_job: int = 0,
+) -> SharedVerdict:
+    """Judge a GPU that several leases share: every process must belong to one of them.
+
+    Args:
+        processes, gpu, fault: as for `classify`.
+        tenants: the leases.
+        left_pids: (pid, start_ticks) of the processes seen under leases on it that have ended.
+        previous_uid: owner of the last of those; a process of that user that belongs to no tenant counts as a
+            leftover. None for nobody.
+        previous_job: id of its job.
+
+    Returns:
+        UNHEALTHY, DIRTY and FOREIGN as from `classify`. Where a tenant's holder is not known, whose the rest of the
+        processes are cannot be told, and none is called foreign.
+    """
+    attributed: dict[int, list[ProcessReading]] = {tenant.job: [] for tenant in tenants}
+    leftover: list[ProcessReading] = []
+    foreign: list[ProcessReading] = []
+    for process in processes:
+        owner = next((tenant.job for tenant in tenants if _belongs(process, tenant)), None)
+        if owner is not None:
+            attributed[owner].append(process)
+        elif _seen_before(process, left_pids) or (previous_uid is not None and process.uid == previous_uid):
+            leftover.append(process)
+        elif all(tenant.holder is not None for tenant in tenants):
+            foreign.append(process)
+    condition, message = _judged(gpu, fault, leftover, foreign, previous_job)
+    return SharedVerdict(condition, message, {job: tuple(found) for job, found in attributed.items()})
+
+
+def _belongs(process: ProcessReading, tenant: Tenant) -> bool:
+    if tenant.holder is not None and descends_from(process, tenant.holder):
+        return True
+    return _seen_before(process, tenant.pids)
+
+
+def _judged(
+    gpu: str, fault: str, leftover: list[ProcessReading], foreign: list[ProcessReading], previous_job: int
+) -> tuple[Condition, str]:
+    if fault:
+        return Condition.UNHEALTHY, f"{gpu}: {fault}"
+    if leftover:
+        return Condition.DIRTY, f"{gpu}: {_still_there(leftover, previous_job)}"
+    if foreign:
+        return Condition.FOREIGN, f"{gpu}: {_intruding(foreign)}"
+    return Condition.CLEAN, ""
 
 
 def descends_from(process: ProcessReading, holder: Holder) -> bool:

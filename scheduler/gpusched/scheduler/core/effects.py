@@ -87,6 +87,10 @@ class QueueChanged:
     """Positions or reasons may be different."""
 
 
+#: One will do for all.
+QUEUE_CHANGED = QueueChanged()
+
+
 @dataclass(frozen=True, slots=True)
 class DevicesChanged:
     devices: tuple[str, ...]

@@ -25,8 +25,8 @@ from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.sharing import stamped
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
 
-#: So many seconds early the clock of a holder may have sent a signal.
-_SIGNAL_SLACK = 1.0
+#: Holders send the signal so many seconds early: they kill before the deadline, and have clocks of their own.
+_SIGNAL_SLACK = 3.0
 
 
 class Engine(Moves):
@@ -212,7 +212,7 @@ class Engine(Moves):
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
-        self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QueueChanged()]
+        self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED]
         self._pass_wanted = True
         if job.awake:
             self._fresh.append(job)
@@ -388,7 +388,7 @@ class Engine(Moves):
                     self.pass_wanted = True
             else:
                 self.queue.change(job, _set_priority(event.priority))
-                self._out.append(do.QueueChanged())
+                self._out.append(do.QUEUE_CHANGED)
                 self.pass_wanted = True
             self._note(job, now, f"priority {old} -> {job.priority}{by}")
         if event.name is not None:
@@ -405,13 +405,13 @@ class Engine(Moves):
 
     def _on_halt(self, event: ev.Halt, now: float) -> None:
         self.halted = event.reason
-        self._out.append(do.QueueChanged())
+        self._out.append(do.QUEUE_CHANGED)
         self.pass_wanted = True
 
     def _on_pause(self, event: ev.Pause, now: float) -> None:
         self.paused = event.reason
         self._changes.settings[recovery.PAUSED] = event.reason
-        self._out.append(do.QueueChanged())
+        self._out.append(do.QUEUE_CHANGED)
         self.pass_wanted = True
 
     def _on_set_policy(self, event: ev.SetPolicy, now: float) -> None:
@@ -427,7 +427,7 @@ class Engine(Moves):
             self._enqueue(job)
         self.queue.arrange(now)
         self._changes.settings[recovery.POLICY] = event.kept
-        self._out.append(do.QueueChanged())
+        self._out.append(do.QUEUE_CHANGED)
         self.pass_wanted = True
 
     # -- devices -----------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ class Engine(Moves):
             if condition is Condition.UNHEALTHY and before is not Condition.UNHEALTHY:
                 self._out += [do.Notify(holder, NoticeKind.GPU_UNHEALTHY, message) for holder in holders]
         if changed:
-            self._out += [do.DevicesChanged(tuple(dict.fromkeys(changed))), do.QueueChanged()]
+            self._out += [do.DevicesChanged(tuple(dict.fromkeys(changed))), do.QUEUE_CHANGED]
             self.pass_wanted = True
 
     def _on_drain(self, event: ev.Drain, now: float) -> None:
@@ -473,7 +473,7 @@ class Engine(Moves):
             for holder in sorted(told):
                 text = f"{what} is taken out of service ({event.reason}); finish when you can"
                 self._out.append(do.Notify(holder, NoticeKind.DRAIN, text))
-        self._out += [do.DevicesChanged(devices), do.QueueChanged()]
+        self._out += [do.DevicesChanged(devices), do.QUEUE_CHANGED]
         self.pass_wanted = True
 
     # -- the pass ----------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ class Engine(Moves):
         self.pass_wanted = False
         if self._may_start:
             if self.queue.arrange(now):
-                self._out.append(do.QueueChanged())
+                self._out.append(do.QUEUE_CHANGED)
             looked: Pass | None
             if self.bookings is not None:
                 looked, starts = None, self._booked_starts(self.bookings, now)
@@ -500,7 +500,7 @@ class Engine(Moves):
                 self._start(start, now)
                 started = True
             if started:
-                self._out.append(do.QueueChanged())
+                self._out.append(do.QUEUE_CHANGED)
             if not self.pool.all_in_service:
                 self._plan_next_look(now)
             if looked is not None:
@@ -564,7 +564,7 @@ class Engine(Moves):
                 case Due.LOOK_AGAIN:
                     self._next_look = None
                     self.pass_wanted = True
-                    self._out.append(do.QueueChanged())
+                    self._out.append(do.QUEUE_CHANGED)
                 case Due.PREEMPT_LOOK:
                     if self._next_chance is None or self._next_chance <= now:
                         self._next_chance = None
@@ -589,7 +589,7 @@ class Engine(Moves):
                     self._regate(job, now, "its time to start has come")
             case Due.PROMOTE, Queued() if not job.starved:
                 self.queue.change(job, _set_starved)
-                self._out.append(do.QueueChanged())
+                self._out.append(do.QUEUE_CHANGED)
                 self.pass_wanted = True
             case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
                 if job.spec.batch is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from gpusched.scheduler.core.classify import format_bytes
 from gpusched.scheduler.core.constraints import describe
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
@@ -143,7 +144,8 @@ def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
         out.append(f"It asks for {wants}; {_gpus(usable)} could serve, {room}.")
     else:
         out.append(f"It asks for {wants.removeprefix(_gpus(0)).strip().removeprefix('with ')}, and no GPU.")
-    out += lacks(engine.pool, request, engine.jobs)
+    if reason.code is not Code.RESOURCES:  # else it has been said
+        out += lacks(engine.pool, request, engine.jobs)
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
             held = "shared by" if blocker.device in engine.pool.divided else "held by"
@@ -160,6 +162,12 @@ def device_text(engine: Engine, device: Device) -> str:
     drained = engine.pool.drain_reason(device)
     if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
         return f"drained: {drained}" if drained else "drained"
+    if device.over and not device.message:
+        who = ", ".join(
+            f"job {number} takes {format_bytes(used)}, and asked for {format_bytes(device.shares[number].memory)}"
+            for number, used in device.over.items()
+        )
+        return f"GPU {device.info.index}: {who}"
     return device.message
 
 

@@ -34,6 +34,9 @@ def _check_devices(engine: Engine) -> None:
                 owners[uuid] = job.id
             known = uuid in engine.pool.devices  # else it is gone since the job got it
             allowed = not known or uuid in engine.pool.eligible(job.request)
+            if known and not allowed:
+                host = HOST + engine.pool.devices[uuid].info.node
+                allowed = not engine.pool.oversold.isdisjoint((uuid, host))
             assert allowed, f"job {job.id} got {uuid}, which it may not have"
     epochs = [job.lease.epoch for job in engine.running.values() if job.lease]
     assert len(epochs) == len(set(epochs)), "two leases have one epoch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from gpusched.scheduler.core.batch import Attempt, BatchSpec
 from gpusched.scheduler.core.errors import IllegalMove
@@ -60,8 +60,7 @@ class JobSpec:
     signal: tuple[str, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryLine:
+class HistoryLine(NamedTuple):
     at: float
     state: State
     message: str

@@ -40,7 +40,7 @@ class Moves(Ground):
         self._enqueue(job)
         if gate in (Gate.BEGIN_TIME, Gate.BACKOFF) and job.not_before is not None:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
-        self._out += [do.JobChanged(job.id), do.QueueChanged()]
+        self._out += [do.JobChanged(job.id), do.QUEUE_CHANGED]
         self.pass_wanted = True
 
     def _regate(self, job: Job, now: float, message: str) -> None:
@@ -66,7 +66,7 @@ class Moves(Ground):
         if self.hold_until is not None and not any(isinstance(self.jobs[each].status, Queued) for each in self.absent):
             self.hold_until = None
             # What the others were told to wait for is over.
-            self._out.append(do.QueueChanged())
+            self._out.append(do.QUEUE_CHANGED)
             self.pass_wanted = True
 
     # -- starting ----------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Moves(Ground):
         if job in self.queue:
             claims.end(self, job.id)
             self.queue.remove(job)
-            self._out.append(do.QueueChanged())
+            self._out.append(do.QUEUE_CHANGED)
         lease = self._let_go(job, now)
         self._move(job, Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)

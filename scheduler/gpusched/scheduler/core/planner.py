@@ -385,6 +385,8 @@ class Pass:
     ) -> None:
         """Look at the next of a class that may start at all: it fits, and ends in time or takes only what is spare."""
         need = found.request.gpus
+        if found.keys and found.eligible is not None:
+            self._wish(found.eligible)
         if found.request.whole_gpus > self._pool.free_total:
             return
         following = found.keys.after(key, self._longest(found, need))

@@ -32,6 +32,12 @@ class Pool(Stock):
         self._eligible: dict[Request, frozenset[str]] = {}
         self._same: dict[frozenset[str], frozenset[str]] = {}  # one object for equal sets: there are few
         self._layout = placement.Layout(node.info for node in self.nodes.values())
+        #: Whether the GPUs of a node are whole ones, so that CUDA numbers them as we do.
+        self.numbered = {
+            name: all(device.info.parent < 0 for device in node.devices) for name, node in self.nodes.items()
+        }
+        #: Requests that were found to be well-formed and possible, by identity: many jobs share one.
+        self.checked: dict[int, Request] = {}
         #: Whether anybody has asked for more than whole devices yet.
         self.counting = False
         self._hosts = frozenset(HOST + name for name in self.nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,7 @@ class JobRecord:
     data: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+class EventRecord(NamedTuple):
     """One line of a job's history. `attempt` counts its runs from 1; 0 before the first."""
 
     job: int
@@ -38,8 +38,7 @@ class EventRecord:
     attempt: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
+class LeaseRecord(NamedTuple):
     """A new, active lease: it makes every one of its devices taken until the lease is ended.
 
     A device may have several of the leases that are `shared`, and none besides them.

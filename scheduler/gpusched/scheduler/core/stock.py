@@ -260,7 +260,7 @@ class Stock:
                 again or (fits and self.rules.admits(device.info, shares, *share[::-1]))
             ):
                 raise AssertionError(f"device {uuid} is {self.state(device).name}, with {shares}, for job {job}")
-            if shares and not self.rules.admits(device.info, shares, share.memory, share.sharer):
+            if not self.rules.admits(device.info, shares, share.memory, share.sharer):
                 self.oversold.add(uuid)
             self._held += not device.shares
             device.shares[job] = share

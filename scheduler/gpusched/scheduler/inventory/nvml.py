@@ -18,6 +18,7 @@ from typing import Any, Final
 from gpusched.scheduler.core.model import DeviceInfo, DeviceReading, Holder, NodeInfo, Owner, ProcessReading
 from gpusched.scheduler.inventory import faults, mig, proc, topology
 from gpusched.scheduler.inventory.health import Board, Look, in_words
+from gpusched.scheduler.inventory.hosts import this_host
 from gpusched.scheduler.ports import InventoryError
 
 _log = logging.getLogger(__name__)
@@ -105,7 +106,18 @@ class NvmlInventory:
                 raise _none_found(in_words(error)) from None
         self._gpus = {gpu.info.uuid: gpu for gpu in found}
         devices = tuple(gpu.info for gpu in found)
-        return (NodeInfo(self._node_name, devices, local=True, driver_version=driver, links=links),)
+        cpus, memory = this_host()
+        return (
+            NodeInfo(
+                self._node_name,
+                devices,
+                local=True,
+                driver_version=driver,
+                links=links,
+                cpus=cpus,
+                memory_bytes=memory,
+            ),
+        )
 
     def read(self, uuid: str) -> DeviceReading:
         """Everything about one GPU. What the driver will not tell is -1; a sick GPU has `fault` set.

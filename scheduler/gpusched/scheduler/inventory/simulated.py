@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from gpusched.scheduler.core.model import DeviceInfo, DeviceReading, Holder, NodeInfo, Owner, ProcessReading
 from gpusched.scheduler.inventory import proc, topologies
+from gpusched.scheduler.inventory.hosts import SIMULATED_CPUS, SIMULATED_MEMORY_BYTES
 from gpusched.scheduler.inventory.mig import device_labels
 from gpusched.scheduler.inventory.specs import SimulatedKind, parse_spec
 
@@ -196,4 +197,12 @@ def _node(name: str, kinds: tuple[SimulatedKind, ...], *, local: bool) -> NodeIn
         for index, kind in enumerate(kinds)
     )
     links = topologies.links([kind.part for kind in kinds], [bool(kind.mig) for kind in kinds])
-    return NodeInfo(name, devices, local=local, links=links)
+    count = len(devices)
+    return NodeInfo(
+        name,
+        devices,
+        local=local,
+        links=links,
+        cpus=count * SIMULATED_CPUS,
+        memory_bytes=count * SIMULATED_MEMORY_BYTES,
+    )

@@ -13,6 +13,7 @@ from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import JobId, Kind
 from gpusched.scheduler.core.model import DeviceInfo, Placement, Request
+from gpusched.scheduler.core.sharing import Grant
 from gpusched.scheduler.core.states import Outcome, State
 from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 
@@ -95,6 +96,9 @@ def _request_of(message: resources_pb2.ResourceRequest) -> Request:
         labels=tuple(sorted(message.labels.items())),
         per_node=message.gpus_per_node,
         placement=placement,
+        shared=message.shared,
+        cpus=message.cpus,
+        host_bytes=message.memory_bytes,
         spelled_model=model,
     )
 
@@ -167,6 +171,9 @@ def resources(request: Request) -> resources_pb2.ResourceRequest:
         exclude=request.exclude,
         labels=dict(request.labels),
         gpus_per_node=request.per_node,
+        shared=request.shared,
+        cpus=request.cpus,
+        memory_bytes=request.host_bytes,
         # As it was asked: unset means the usual.
         placement=0 if request.placement is Placement.PACK else PLACEMENTS[request.placement],  # type: ignore[arg-type]
     )
@@ -174,10 +181,16 @@ def resources(request: Request) -> resources_pb2.ResourceRequest:
 
 def allocated(engine: Engine, uuids: tuple[str, ...]) -> list[job_pb2.AllocatedGpu]:
     devices = engine.pool.devices
-    return [_allocated(uuid, devices[uuid].info if uuid in devices else _UNKNOWN) for uuid in uuids]
+    share = uuids.memory if isinstance(uuids, Grant) else 0
+    return [_allocated(uuid, devices[uuid].info if uuid in devices else _UNKNOWN, share) for uuid in uuids]
 
 
-def _allocated(uuid: str, info: DeviceInfo) -> job_pb2.AllocatedGpu:
+def _allocated(uuid: str, info: DeviceInfo, share: int) -> job_pb2.AllocatedGpu:
     return job_pb2.AllocatedGpu(
-        uuid=uuid, index=info.index, node=info.node, model=info.model, memory_bytes=info.memory_bytes
+        uuid=uuid,
+        index=info.index,
+        node=info.node,
+        model=info.model,
+        memory_bytes=info.memory_bytes,
+        share_bytes=share,
     )

@@ -10,7 +10,7 @@ from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.classify import descends_from
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
-from gpusched.scheduler.core.jobs import HistoryLine, Job
+from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.model import DeviceReading, ProcessReading
 from gpusched.scheduler.core.outlook import NOTHING, Expected
 from gpusched.scheduler.core.pool import Device, DeviceState, Node
@@ -224,6 +224,8 @@ def job(
 def gpu(engine: Engine, device: Device, reading: DeviceReading | None, seen_at: float | None) -> resources_pb2.Gpu:
     info = device.info
     holder = engine.jobs.get(device.holder) if device.holder is not None else None
+    holders = [engine.jobs[number] for number in device.holders]
+    used: dict[JobId | None, int] = {}
     message = resources_pb2.Gpu(
         uuid=info.uuid,
         index=info.index,
@@ -243,6 +245,7 @@ def gpu(engine: Engine, device: Device, reading: DeviceReading | None, seen_at: 
         temperature_celsius=-1,
         power_watts=-1.0,
         observed_at=timestamp(seen_at),
+        memory_left_bytes=0 if holder is not None else max(0, engine.pool.left_of(device)),
     )
     if reading is not None:
         message.memory_used_bytes = max(0, reading.memory_used_bytes)
@@ -250,17 +253,24 @@ def gpu(engine: Engine, device: Device, reading: DeviceReading | None, seen_at: 
         message.temperature_celsius = reading.temperature_celsius
         message.power_watts = reading.power_watts
         for process in reading.processes:
-            spec = holder.holder if holder is not None else None
-            ours = spec is not None and descends_from(process, spec)
+            job_id = next((job.id for job in holders if job.holder and descends_from(process, job.holder)), None)
+            used[job_id] = used.get(job_id, 0) + max(0, process.memory_bytes)
             message.processes.append(
                 resources_pb2.GpuProcess(
                     pid=process.pid,
                     user=process.user,
                     command=process.command,
                     memory_bytes=max(0, process.memory_bytes),
-                    job_id=str(holder.id) if holder and ours else "",
+                    job_id=str(job_id or ""),
                 )
             )
+    for number, share in device.shares.items():
+        message.shares.add(
+            job_id=str(number),
+            user=engine.jobs[number].spec.owner.name,
+            memory_bytes=share.memory,
+            memory_used_bytes=device.over.get(number, used.get(number, 0)),
+        )
     return message
 
 
@@ -269,7 +279,7 @@ def node(engine: Engine, value: Node, seen_at: float | None) -> resources_pb2.No
     return resources_pb2.Node(
         name=info.name,
         gpus_total=len(value.devices),
-        gpus_allocated=sum(device.holder is not None for device in value.devices),
+        gpus_allocated=sum(device.held for device in value.devices),
         gpus_free=len(value.available),
         drained=value.drained is not None,
         labels=info.labels,
@@ -277,4 +287,8 @@ def node(engine: Engine, value: Node, seen_at: float | None) -> resources_pb2.No
         driver_version=info.driver_version,
         local=info.local,
         links=[resources_pb2.GpuLinks(scores=row) for row in info.links],
+        cpus_total=info.cpus,
+        cpus_free=max(0, value.left.cpus),
+        memory_total_bytes=info.memory_bytes,
+        memory_free_bytes=max(0, value.left.memory),
     )

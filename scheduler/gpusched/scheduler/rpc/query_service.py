@@ -70,7 +70,7 @@ class QueryService:
             uptime=convert.duration(self._driver.now() - about.started_at),
             address=about.address,
             gpus_total=len(devices),
-            gpus_allocated=sum(device.holder is not None for device in devices),
+            gpus_allocated=sum(device.held for device in devices),
             gpus_free=sum(len(node.available) for node in engine.pool.nodes.values()),
             jobs_running=len(engine.running),
             jobs_queued=len(engine.queue),
@@ -351,7 +351,7 @@ _MAX_NUMBER = 2.0**53
 
 
 def _place(job: Job, lane: int) -> tuple[float, ...]:
-    """Where a job stands in a list of all; later in the list is greater. `lane` is the number of its lane, if it waits."""
+    """Where a job stands in a list of all; later in the list is greater. `lane` is its lane's number."""
     if isinstance(job.status, Finished):
         return (2.0, -job.status.at, -float(job.id))
     if job.lease is not None:

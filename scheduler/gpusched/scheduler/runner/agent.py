@@ -1,11 +1,12 @@
-"""The agent: a warm process that forks a supervisor for each run, and kills what one leaves that is killed itself.
+"""The agent: a warm process that forks supervisors for runs, and kills what one leaves that is killed itself.
 
     python -m gpusched.scheduler.runner.agent FD SOFT HARD
 
 FD is a stream socket to the server, SOFT and HARD the limits of open files that commands are to have. The agent imports
 everything that a supervisor needs, and makes no gRPC object ever. It is a child subreaper: what a dead supervisor
-leaves becomes its child. When the server goes away it stays until its last supervisor is gone; the next server starts
-an agent of its own.
+leaves becomes its child. A supervisor that is ready for another run (see `again`) gets the next one, or is let go by
+the agent: none goes by itself that a run may be on its way to. When the server goes away the agent stays until its last
+supervisor is gone; the next server starts an agent of its own.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import resource
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn
 
 from gpusched.client.gsrun import linux, tree
 from gpusched.client.gsrun.loop import Loop
-from gpusched.scheduler.runner import frames
+from gpusched.scheduler.runner import again, frames
 from gpusched.scheduler.runner.model import Run
 
 MOST_FILES = 65536
 MOST_REPORT_BYTES = 65536
 SETTLED, NOT_SETTLED = b"y", b"n"
+READY = b"r"
+"""A supervisor that has ended its run would do another one: the next message to it may be a run, as JSON."""
 _IGNORED = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 _READ_BYTES = 256 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
@@ -40,12 +44,14 @@ class Child:
         baton: our share in its connection to the scheduler, which keeps its lease while we hold it; None before it
             has one.
         report: how its run ended, as it asks us to tell the server; empty where there is nothing to be told.
+        ready_since: since when (`time.monotonic`) it waits for another run; None while it has one.
     """
 
     def __init__(self, run: Run, pid: int, sock: socket.socket) -> None:
         self.job_id, self.epoch = run.key
         self.pid = pid
         self.sock = sock
+        self.ready_since: float | None = None
         self.baton: int | None = None
         self.report = b""
         self.status = 0
@@ -65,7 +71,9 @@ class Child:
                 self.baton = fd
             if not data:
                 return False
-            if not fds:
+            if data == READY:
+                self.ready_since = time.monotonic()
+            elif not fds:
                 self.report = data
 
     def answer(self, settled: bool) -> None:
@@ -73,6 +81,16 @@ class Child:
         self.report = b""
         with contextlib.suppress(OSError):
             self.sock.send(SETTLED if settled else NOT_SETTLED)
+
+    def give(self, run: Run, payload: bytes) -> bool:
+        """Give it another run. False if it does not have it for sure."""
+        try:
+            self.sock.send(payload)
+        except OSError:
+            return False
+        self.job_id, self.epoch = run.key
+        self.ready_since = None
+        return True
 
     def let_go(self) -> None:
         """End its lease, if it was not released, and forget it."""
@@ -95,6 +113,8 @@ class Agent:
         self._files = files
         self._children: dict[int, Child] = {}
         self._dead: list[Child] = []
+        #: Supervisors that wait for another run, the one that waits longest first.
+        self._ready: list[Child] = []
         self._buffer = frames.Buffer()
         self._outbox = bytearray()
         self._starting = False
@@ -133,6 +153,7 @@ class Agent:
             self._server.close()
             self._server = None
             self._outbox.clear()
+            self._loop.post(self._dismiss)
 
     def _answer(self, kind: str, job_id: str, epoch: int, **more: object) -> None:
         if self._server is not None:
@@ -170,7 +191,7 @@ class Agent:
             return
         self._starting = True
         try:
-            self._start(Run.from_json(payload))
+            self._start(Run.from_json(payload), payload)
         except ValueError as error:
             _log(f"what the server sends makes no sense: {error}")
         self._loop.post(self._started_one)
@@ -179,9 +200,15 @@ class Agent:
         self._starting = False
         self._start_next()
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, payload: bytes) -> None:
         # Said before the fork: a run of which this was not said can safely be given to another agent.
         self._answer(frames.TAKEN, *run.key)
+        while self._ready and len(payload) <= again.MOST_RUN_BYTES:
+            ready = self._ready.pop()  # the one whose memory is warmest
+            if ready.give(run, payload):
+                self._answer(frames.STARTED, *run.key, pid=ready.pid)
+                return
+            self._end(ready)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -208,6 +235,9 @@ class Agent:
     def _on_child(self, child: Child) -> None:
         if not child.read():
             self._loop.forget(child.sock.fileno())
+        elif child.ready_since is not None and child not in self._ready:
+            self._ready.append(child)
+            self._dismiss()
         if child.report and self._server is None:
             child.answer(settled=False)
         elif child.report:
@@ -216,8 +246,24 @@ class Agent:
 
     def _on_reply(self, job_id: str, epoch: int, settled: bool) -> None:
         for child in self._children.values():
-            if (child.job_id, child.epoch) == (job_id, epoch):
+            if (child.job_id, child.epoch) == (job_id, epoch) and child.ready_since is None:
                 child.answer(settled)
+
+    def _dismiss(self) -> None:
+        """End supervisors that have waited long enough for another run, or are too many; all if none will come."""
+        now = time.monotonic()
+        while self._ready:
+            left = (self._ready[0].ready_since or 0.0) + again.IDLE_SECONDS - now
+            if left > 0.0 and len(self._ready) <= again.MOST_IDLE and self._server is not None:
+                if not self._loop.has_timer("dismiss"):
+                    self._loop.set_timer("dismiss", left, self._dismiss)
+                return
+            self._end(self._ready.pop(0))
+
+    def _end(self, ready: Child) -> None:
+        """Have a supervisor without a run end: it does when we hang up."""
+        self._loop.forget(ready.sock.fileno())
+        ready.sock.close()
 
     # -- cleaning up ---------------------------------------------------------------------------------------
 
@@ -235,8 +281,10 @@ class Agent:
         if child.sock.fileno() >= 0:
             self._loop.forget(child.sock.fileno())
         child.status = status
-        if status == 0:
-            # It says itself that nothing is left.
+        if child in self._ready:
+            self._ready.remove(child)
+        if status == 0 or child.ready_since is not None:
+            # It says itself that nothing is left, or has said so before.
             child.let_go()
             self._leave_if_idle()
         else:

@@ -21,6 +21,7 @@ import grpc
 import grpc.experimental
 from google.rpc import error_details_pb2, status_pb2
 
+from gpusched.client.gsrun import tree
 from gpusched.client.transport import open_channel
 from gpusched.scheduler.runner.model import Report, Run
 from gpusched.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
@@ -58,7 +59,6 @@ class Link:
 
     Args:
         run: whose.
-        start_ticks: start time of this process.
         listener: told what happens.
         post: has a function called in the listener's thread.
         share: given a descriptor of each new connection, before the server is told that we are awake.
@@ -67,19 +67,18 @@ class Link:
     def __init__(
         self,
         run: Run,
-        start_ticks: int,
         listener: Listener,
         post: Callable[..., None],
         share: Callable[[int], None],
     ) -> None:
         self._run = run
-        self._start_ticks = start_ticks
         self._listener = listener
         self._post = post
         self._share = share
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._backoff = FIRST_BACKOFF
+        self._start_ticks = 0  # of this process
         self.started = False
         #: True while a stream lives that the right server state has accepted.
         self.attached = False
@@ -89,6 +88,8 @@ class Link:
     def start(self) -> None:
         """Begin, in a thread of its own."""
         self.started = True
+        me = tree.look_up(os.getpid())
+        self._start_ticks = me.start_ticks if me is not None else 0
         threading.Thread(target=self._keep, name="link", daemon=True).start()
 
     def release_at_once(self, report: Report) -> bool:

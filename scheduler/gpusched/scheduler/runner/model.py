@@ -66,10 +66,12 @@ class Run:
         """
         try:
             values = json.loads(text)
-            wish = values.get("signal")
-            more = {"command": tuple(values["command"]), "signal": None if wish is None else (wish[0], wish[1])}
+            more = {"command": tuple(values["command"])}
+            if values.get("signal") is not None:
+                name, before = values["signal"]
+                more["signal"] = (name, before)
             return cls(**values | more)
-        except (TypeError, KeyError, IndexError) as error:
+        except (TypeError, KeyError) as error:
             raise ValueError(f"not a run: {error}") from None
 
 

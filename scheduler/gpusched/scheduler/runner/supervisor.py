@@ -1,7 +1,9 @@
 """The supervisor of one run: it starts the command, holds the lease, and reports how it went.
 
 Runs in a child forked by the agent. The command starts at once; the scheduler is called beside it. A server that is
-away never ends a command, and the report waits for it as long as it takes.
+away never ends a command, and the report waits for it as long as it takes. After a quick run in which nothing unusual
+was, the process takes another one from the agent (see `again`): a fork and its set-up are most of what such a run
+costs.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from gpusched.client.gsrun import linux, tree
 from gpusched.client.gsrun.loop import Loop
 from gpusched.client.units import format_duration
-from gpusched.scheduler.runner import spawn
-from gpusched.scheduler.runner.agent import SETTLED
+from gpusched.scheduler.runner import again, spawn
+from gpusched.scheduler.runner.agent import READY, SETTLED
 from gpusched.scheduler.runner.link import Link
 from gpusched.scheduler.runner.model import Report, Run
 from gpusched.scheduler.runner.usage import Meter
@@ -41,10 +43,27 @@ LOOK_FOR_STATE_SECONDS = 5.0
 ABANDONED_SECONDS = 600.0
 """So long a report waits for a scheduler whose state directory is gone: it may have been moved, or was deleted."""
 _LIVING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
+_TIMERS = ("link", "sample", "limit", "limit notice", "preempt", "sweep", "kill", "agent", "abandoned", "deliver")
 _SILENT = frozenset({scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING})
 
 # Exit statuses, for the agent: 0 says that nothing is left of the command.
 _CLEAN, _GAVE_UP = 0, 1
+
+
+class Home(NamedTuple):
+    """This process, the same for all of its runs.
+
+    Attributes:
+        agent: this end of a socket pair whose other end the agent has.
+        loop: its event loop.
+        heritage: what a command inherits from it, as it was at first.
+        first_fd: all descriptors from here on are those of one run.
+    """
+
+    agent: socket.socket
+    loop: Loop
+    heritage: tuple[object, ...]
+    first_fd: int
 
 
 class Supervisor:
@@ -52,44 +71,40 @@ class Supervisor:
 
     Args:
         run: what is to run.
-        agent: this end of a socket pair whose other end the agent has.
+        home: the process that it is run from, with nothing in it of an earlier run.
+        earlier: how many runs there were before.
     """
 
-    def __init__(self, run: Run, agent: socket.socket) -> None:
+    def __init__(self, run: Run, home: Home, earlier: int = 0) -> None:
+        linux.set_process_name(f"gpusched-{run.job_id}")
         self._run = run
-        self._agent = agent
-        self._loop = Loop()
+        self._home = home
+        self._earlier = earlier
+        self._agent = home.agent
+        self._loop = home.loop
         self._loop.on_signals(_LIVING, self._on_signal)
         self._work = Work(self._loop, self._say, self._finished)
-        me = tree.look_up(os.getpid())
-        self._link = Link(run, me.start_ticks if me is not None else 0, self, self._loop.post, self._share)
+        self._link = Link(run, self, self._loop.post, self._share)
         self._output: spawn.Output | None = None
-        self._meter = Meter()
+        self._hometer = Meter()
         self._began = time.monotonic()
         self._sample_after = FIRST_SAMPLE_SECONDS
         self._retry_after = FIRST_RETRY_SECONDS
         #: What to exit with when nothing is left of the command; None where that is to be reported first.
         self._exit_with: int | None = None
         self._called = False
+        #: Nothing was that could show in another run.
+        self._usual = True
+        #: Done, and waiting to be given another run.
+        self._ready = False
         #: Since when the server's state directory is not there.
         self._gone_since: float | None = None
 
-    def run(self) -> NoReturn:
-        """Never returns; ends the process."""
-        # Blocked since before the fork.
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._loop.set_timer("link", QUICK_SECONDS, self._link.start)
-        self._start()
-        self._loop.run()
-        raise AssertionError("the loop returned")
-
-    def kill(self) -> None:
-        """Kill all that there is of the command."""
-        tree.kill_all()
-
     # -- the command ---------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin; the loop does the rest."""
+        self._loop.set_timer("link", QUICK_SECONDS, self._link.start)
         run = self._run
         try:
             self._output = spawn.Output(run.output_path)
@@ -97,10 +112,11 @@ class Supervisor:
             os.umask(COMMAND_UMASK)
             self._began = time.monotonic()
             self._work.started(spawn.start(run.command, run.environment, self._output.fd))
-            self._meter.started()
+            self._hometer.started()
         except spawn.CannotRun as error:
             self._loop.cancel_timer("link")
             self._say(str(error))
+            self._usual = False
             self._report(Report(exit_status=error.code, message=str(error)))
             return
         finally:
@@ -126,7 +142,7 @@ class Supervisor:
             self._say(f"{why}; ending the command (SIGTERM, and SIGKILL after {grace:.3g} s)")
 
     def _sample(self) -> None:
-        self._meter.sample()
+        self._hometer.sample()
         self._sample_after = min(2 * self._sample_after, LONGEST_SAMPLE_SECONDS)
         self._loop.set_timer("sample", self._sample_after, self._sample)
 
@@ -143,10 +159,11 @@ class Supervisor:
             signal=os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0,
             timed_out=self._work.timed_out,
             wall=wall,
-            cpu=self._meter.cpu(),
-            peak_memory_bytes=self._meter.peak_memory_bytes(),
+            cpu=self._hometer.cpu(),
+            peak_memory_bytes=self._hometer.peak_memory_bytes(),
             gpu_seconds=wall * self._run.gpus,
         )
+        self._usual = self._usual and self._work.ended_by_itself and not report.peak_memory_bytes
         self._report(report)
 
     def _say(self, text: str) -> None:
@@ -189,7 +206,7 @@ class Supervisor:
             if self._work.warn(signal.Signals[f"SIG{name}"], grace):
                 self._say(f"sent the command SIG{name}; SIGKILL follows after {grace:.3g} s")
 
-        wait = max(0.0, left - before)
+        wait = max(0.0, end - time.monotonic() - before)  # so that it has all the time that it asked for
         if not self._loop.has_timer("preempt"):
             self._say(f"notice: the job is {notice.message}; SIG{name} to the command in {wait:.3g} s")
             self._loop.set_timer("preempt", wait, warn)
@@ -217,15 +234,40 @@ class Supervisor:
             self._call()
 
     def _on_agent(self) -> None:
-        """The agent has an answer, or is gone."""
+        """The agent has an answer or, after that, another run; or it is gone."""
         try:
-            settled = self._agent.recv(64) == SETTLED
+            data = self._agent.recv(again.MOST_RUN_BYTES)
         except OSError:
-            settled = False
-        if settled:
+            data = b""
+        if self._ready and data:
+            self._loop.forget(self._agent.fileno())  # if it dies, that is no concern of a run
+            Supervisor(Run.from_json(data), self._home, self._earlier + 1).start()
+        elif self._ready:
             os._exit(_CLEAN)
-        self._loop.forget(self._agent.fileno())
-        self._call()
+        elif data == SETTLED:
+            self._offer()
+        else:
+            self._loop.forget(self._agent.fileno())
+            self._call()
+
+    def _offer(self) -> None:
+        """Have the agent know that we could do another run, if we could; else end.
+
+        From then on it is the agent that has us end, or it might give us a run that nobody does.
+        """
+        usual = self._usual and not self._link.started and not self._called and self._exit_with is None
+        if not usual or self._earlier + 1 >= again.MOST_RUNS or again.heritage() != self._home.heritage:
+            os._exit(_CLEAN)
+        for timer in _TIMERS:
+            self._loop.cancel_timer(timer)
+        os.closerange(self._home.first_fd, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._output = None
+        linux.set_process_name("gpusched-ready")
+        self._ready = True
+        try:
+            self._agent.send(READY)
+        except OSError:
+            os._exit(_CLEAN)
 
     def _call(self) -> None:
         """Report by a call of our own, once."""
@@ -274,7 +316,9 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
             self._work.reap()
-        elif number == signal.SIGTERM:
+            return
+        self._usual = False
+        if number == signal.SIGTERM:
             # The machine goes down, or somebody wants us gone. The lease is dropped without a word then: a run that
             # did not end by itself counts as lost, and is queued again where the job asks for that.
             self._exit_with = _GAVE_UP
@@ -291,22 +335,24 @@ def run(job: Run, agent: socket.socket, files: tuple[int, int]) -> NoReturn:
         agent: this end of a socket pair; all other descriptors above 2 are closed.
         files: soft and hard limit of open files that the command is to have.
     """
-    supervisor: Supervisor | None = None
     try:
         agent = _alone(agent)
         os.setsid()
         linux.become_subreaper()
-        linux.set_process_name(f"gpusched-{job.job_id}")
         resource.setrlimit(resource.RLIMIT_NOFILE, files)
-        supervisor = Supervisor(job, agent)
-        supervisor.run()
+        loop = Loop()
+        first_fd = os.dup(0)  # the lowest that is free: the loop has its own
+        os.close(first_fd)
+        supervisor = Supervisor(job, Home(agent, loop, again.heritage(), first_fd))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked since before the fork
+        supervisor.start()
+        loop.run()
     except BaseException:
         # A bug. Stderr is the agent's log. The agent cleans up behind us, and the lease is dropped.
-        print(f"gpusched: the supervisor of job {job.job_id} failed", file=sys.stderr)
+        print(f"gpusched: the supervisor with pid {os.getpid()} failed", file=sys.stderr)
         traceback.print_exc()
         sys.stderr.flush()
-        if supervisor is not None:
-            supervisor.kill()
+        tree.kill_all()
     os._exit(_GAVE_UP)
 
 

@@ -37,6 +37,7 @@ class Meter:
     def __init__(self) -> None:
         self._inherited = 0
         self._peak = 0
+        self._cpu_before = 0.0
 
     def started(self) -> None:
         """A child was started this moment.
@@ -45,17 +46,25 @@ class Meter:
         more than ours is the child's for sure.
         """
         self._inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _UNSURE_KIB
+        self._cpu_before = _cpu_of_children()
 
     def sample(self) -> None:
         """Look at the memory once."""
         self._peak = max(self._peak, memory_below(os.getpid()))
 
     def cpu(self) -> float:
-        """Seconds of all children that were reaped, and of all that they waited for."""
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+        """Seconds of all children that were started and reaped since, and of all that they waited for."""
+        return _cpu_of_children() - self._cpu_before
 
     def peak_memory_bytes(self) -> int:
-        """The most that was seen, 0 for what was too short and too small to be."""
+        """The most that was seen, 0 for what was too short and too small to be.
+
+        Where it is not 0, later children of this process cannot be told from it.
+        """
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         return max(self._peak, largest * 1024 if largest > self._inherited else 0)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

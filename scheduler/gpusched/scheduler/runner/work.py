@@ -49,6 +49,12 @@ class Work:
         """The command was started and something of it is left."""
         return self._pid != 0 and not self._over
 
+    @property
+    def ended_by_itself(self) -> bool:
+        """It has exited, nobody had it end, and it has left nothing behind, not for a moment."""
+        left_alone = not self._ending and not self._swept
+        return self._over and left_alone and self.status is not None and os.WIFEXITED(self.status)
+
     def started(self, pid: int) -> None:
         """The command runs, as a child of this process."""
         self._pid = pid

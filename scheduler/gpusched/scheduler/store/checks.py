@@ -57,11 +57,14 @@ def _leases(connection: Connection) -> Iterator[str]:
 def _devices(connection: Connection) -> Iterator[str]:
     # Counted here, not in SQL: there the very index that ought to forbid it would answer.
     held: dict[str, list[int]] = defaultdict(list)
-    for device, epoch in connection.execute(
-        select(lease_devices.c.device, lease_devices.c.epoch).where(lease_devices.c.active)
+    whole: set[str] = set()
+    for device, epoch, shared in connection.execute(
+        select(lease_devices.c.device, lease_devices.c.epoch, lease_devices.c.shared).where(lease_devices.c.active)
     ):
         held[device].append(epoch)
-    twice = [device for device in sorted(held) if len(held[device]) > 1]
+        if not shared:
+            whole.add(device)
+    twice = [device for device in sorted(whole) if len(held[device]) > 1]
     for device in twice[:_MOST]:
         yield sentences.taken_twice(device, held[device])
     ended = leases.c.ended_at.is_not(None)

@@ -41,7 +41,7 @@ log = logging.getLogger("gpusched.store")
 _BIGGEST = 2**63 - 1
 _DIGITS = len(str(_BIGGEST))
 _JOB = tuple(jobs.c[field.name] for field in fields(JobRecord))
-_EVENT = tuple(events.c[field.name] for field in fields(EventRecord))
+_EVENT = tuple(events.c[name] for name in EventRecord._fields)
 
 
 class DatabaseStore:
@@ -208,7 +208,8 @@ class DatabaseStore:
             over = dict(batch.ended)
             cursor.executemany(sql.add_lease, [(n.epoch, n.job, n.granted_at, over.get(n.epoch)) for n in batch.leases])
             cursor.executemany(
-                sql.add_device, [(n.epoch, device, n.epoch not in over) for n in batch.leases for device in n.devices]
+                sql.add_device,
+                [(n.epoch, device, n.epoch not in over, n.shared) for n in batch.leases for device in n.devices],
             )
         if batch.events:
             cursor.executemany(sql.add_event, [(e.job, e.at, e.state, e.message, e.attempt) for e in batch.events])
@@ -225,12 +226,13 @@ class DatabaseStore:
             if len(set(lease.devices)) < len(lease.devices):
                 return sentences.named_twice(lease.epoch)
         new = [lease.epoch for lease in batch.leases]
-        devices = {device for lease in batch.leases for device in lease.devices}
+        # Of parts of a device there may be several; that they are not beside a lease of all of it, `check` sees.
+        devices = {device for lease in batch.leases for device in lease.devices if not lease.shared}
         known = select(leases.c.epoch).where(leases.c.epoch.in_(new)).order_by(leases.c.epoch)
         taken = (
             select(lease_devices.c.device, leases.c.epoch, leases.c.job)
             .join(leases, leases.c.epoch == lease_devices.c.epoch)
-            .where(lease_devices.c.active, lease_devices.c.device.in_(devices))
+            .where(lease_devices.c.active, ~lease_devices.c.shared, lease_devices.c.device.in_(devices))
             .where(leases.c.epoch.not_in([epoch for epoch, _ in batch.ended]))
             .order_by(lease_devices.c.device)
         )

@@ -50,7 +50,7 @@ class MemoryStore:
         self._leases: dict[int, LeaseRecord] = {}
         #: epochs of active leases, and the one that holds each device.
         self._active: set[int] = set()
-        self._held: dict[str, int] = {}
+        self._held: dict[str, int] = {}  # as a whole
         self._settings: dict[str, str] = {}
 
     @_alone
@@ -81,7 +81,8 @@ class MemoryStore:
             self._leases[lease.epoch] = lease
             if lease.epoch not in over:
                 self._active.add(lease.epoch)
-                self._held.update(dict.fromkeys(lease.devices, lease.epoch))
+                if not lease.shared:
+                    self._held.update(dict.fromkeys(lease.devices, lease.epoch))
         for key, value in batch.settings.items():
             if value is None:
                 self._settings.pop(key, None)
@@ -154,7 +155,8 @@ class MemoryStore:
         if epoch in self._active:
             self._active.discard(epoch)
             for device in self._leases[epoch].devices:
-                del self._held[device]
+                if self._held.get(device) == epoch:
+                    del self._held[device]
 
     def _problems(self, batch: Batch) -> Iterator[str]:
         """Why a batch must be refused, in words. A database finds these by its keys and indexes."""
@@ -173,8 +175,8 @@ class MemoryStore:
             new[lease.epoch] = lease
             if len(set(lease.devices)) < len(lease.devices):
                 yield sentences.named_twice(lease.epoch)
-            if lease.epoch in over:
-                continue  # it came and went within the batch
+            if lease.epoch in over or lease.shared:
+                continue  # it came and went within the batch, or has no device for itself
             for device in lease.devices:
                 if device in held:
                     epoch = held[device]

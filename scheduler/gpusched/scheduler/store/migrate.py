@@ -12,7 +12,7 @@ from gpusched.scheduler.ports import StoreError
 log = logging.getLogger("gpusched.store")
 
 #: The revision that `schema.py` describes.
-HEAD = "0001"
+HEAD = "0002"
 #: Alembic's table, under a name by which a database is known as ours.
 VERSION_TABLE = "gpusched_schema"
 

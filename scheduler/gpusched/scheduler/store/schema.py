@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
     text,
 )
 
@@ -86,15 +87,17 @@ lease_devices = Table(
     Column("epoch", BigInteger, ForeignKey("leases.epoch"), primary_key=True, autoincrement=False),
     Column("device", Text, primary_key=True),
     Column("active", Boolean, nullable=False),
+    # Of several leases that have parts of the device.
+    Column("shared", Boolean, nullable=False, server_default=false()),
     sqlite_with_rowid=False,
 )
-#: The database itself forbids that a device has two active leases.
+#: The database itself forbids that a device has two active leases that have all of it.
 Index(
     "lease_devices_one_active",
     lease_devices.c.device,
     unique=True,
-    sqlite_where=text("active"),
-    postgresql_where=text("active"),
+    sqlite_where=text("active AND NOT shared"),
+    postgresql_where=text("active AND NOT shared"),
 )
 
 settings = Table(

@@ -46,8 +46,8 @@ class Statements:
         self.add_event = sql(insert(events), "job", "at", "state", "message", "attempt")
         #: epoch, job, granted_at, ended_at
         self.add_lease = sql(insert(leases), "epoch", "job", "granted_at", "ended_at")
-        #: epoch, device, active
-        self.add_device = sql(insert(lease_devices), "epoch", "device", "active")
+        #: epoch, device, active, shared
+        self.add_device = sql(insert(lease_devices), "epoch", "device", "active", "shared")
         epoch: BindParameter[int] = bindparam("_epoch")
         at: BindParameter[float] = bindparam("_at")
         #: ended_at, epoch
