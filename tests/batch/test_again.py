@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from google.protobuf.json_format import MessageToDict
 
 from batch.box import PATH, SOON, Box, is_dead, state_of
 from batch.test_supervisors import patched
@@ -24,6 +23,7 @@ NewBox = Callable[..., Box]
 PATIENT = """
 from gpusched.scheduler.runner import again, supervisor
 supervisor.QUICK_SECONDS = 2.0
+supervisor.FIRST_SAMPLE_SECONDS = 5.0
 again.IDLE_SECONDS = 60.0
 """
 
@@ -58,15 +58,16 @@ def is_ready(pid: int) -> bool:
         return False
 
 
-def agent_log(box: Box) -> str:
-    return (box.server.state / "agent.log").read_text()
+def complaints(box: Box) -> list[str]:
+    """What agent and supervisors had to say."""
+    return [line for line in (box.server.state_dir / "agent.log").read_text().splitlines() if "gpusched: " in line]
 
 
 def test_quick_runs_share_a_supervisor(box: Box) -> None:
     first = supervisor_of(box)
     assert is_ready(first)
     assert [supervisor_of(box, "exit 3") for _ in range(5)] == [first] * 5
-    assert agent_log(box) == ""
+    assert complaints(box) == []
 
 
 SEEN = """
@@ -100,14 +101,15 @@ def test_usage_is_that_of_one_run(box: Box) -> None:
     burn = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.5: pass'"
     first = supervisor_of(box, burn)
     job = box.submit("echo parent $PPID")
-    cpu = MessageToDict(box.ended(job))["usage"]["cpu"]
+    cpu = box.ended(job).usage.cpu.ToNanoseconds() / 1e9
     assert parent(box, job) == first
-    assert float(cpu.rstrip("s")) < 0.3
+    assert 0.0 < cpu < 0.3
 
 
 CHANGES = {
+    "": "",
     "nice": "os.setpriority(os.PRIO_PROCESS, parent, 5)",
-    "limit": "resource.prlimit(parent, resource.RLIMIT_CORE, (0, resource.prlimit(parent, resource.RLIMIT_CORE)[1]))",
+    "limit": "resource.prlimit(parent, resource.RLIMIT_STACK, (2**20, resource.prlimit(parent, 3)[1]))",
     "files": "resource.prlimit(parent, resource.RLIMIT_NOFILE, (99, resource.prlimit(parent, 7)[1]))",
     "cpus": "os.sched_setaffinity(parent, {min(os.sched_getaffinity(parent))})",
     "oom": "open(f'/proc/{parent}/oom_score_adj', 'w').write('777')",
@@ -125,7 +127,7 @@ def test_a_supervisor_that_was_changed_does_no_other_run(box: Box, change: str) 
     assert state_of(job) == "COMPLETED", box.log(before)
     pid = parent(box, before)
     settle(pid)
-    assert is_dead(pid)
+    assert is_dead(pid) == bool(change)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,8 @@ def test_a_supervisor_killed_in_its_second_run_leaves_nothing(box: Box, attached
     after = box.submit("for pid in " + " ".join(str(each.pid) for each in tree) + "; do kill -0 $pid; done")
     os.kill(first, signal.SIGKILL)
     ended = box.ended(job)
-    assert (state_of(ended), ended.outcome.message) == ("LOST", "its supervisor was killed by SIGKILL")
+    assert state_of(ended) == "LOST"
+    assert ended.outcome.message.startswith("its supervisor ")  # was killed, or went away: whoever is told first
     box.ended(after)
     assert box.log(after).count(b"No such process") == len(tree), "the GPU was free while something lived"
 
@@ -187,7 +190,7 @@ def test_a_ready_supervisor_that_is_killed_is_no_loss(box: Box) -> None:
         job = box.submit("echo parent $PPID")
         assert state_of(box.ended(job)) == "COMPLETED"
         assert parent(box, job) != ready
-    assert agent_log(box) == ""
+    assert complaints(box) == []
 
 
 def test_a_run_too_large_for_a_message_has_a_supervisor_of_its_own(box: Box) -> None:
@@ -212,7 +215,7 @@ def test_ready_supervisors_end_soon_where_nothing_comes(new_box: NewBox, tmp_pat
     ready = supervisor_of(box)
     wait_until(lambda: is_dead(ready), SOON)
     assert time.monotonic() - began > 1.0
-    assert agent_log(box) == ""
+    assert complaints(box) == []
 
 
 def test_ready_supervisors_end_with_their_server(box: Box) -> None:

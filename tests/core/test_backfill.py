@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -21,6 +22,8 @@ from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Outcome
 
 NEVER = float("inf")
+#: Histories for each test; more by hand, after a change of the planner: GPUSCHED_EXAMPLES=500.
+EXAMPLES = int(os.environ.get("GPUSCHED_EXAMPLES", "20"))
 #: Nodes, and what part of them jobs ask for.
 SITES = {
     "flat": (("8",), ({},)),
@@ -167,7 +170,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works(priorities=True))
 def test_easy_fills_what_harms_no_head_and_nothing_else(site: str, policy: str, history: list[Work]) -> None:
     """After each pass: whoever could start without delaying a head has started; and no head was ever delayed."""
@@ -198,7 +201,7 @@ def test_easy_fills_what_harms_no_head_and_nothing_else(site: str, policy: str, 
 
 
 @pytest.mark.parametrize("site", SITES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works(unlimited=True), bypasses=st.sampled_from([0, 2]))
 def test_work_without_limits_is_never_let_in_front(site: str, history: list[Work], bypasses: int) -> None:
     replay = Replay(site, PolicySettings("fifo", "easy", freeze_bypasses=bypasses))
@@ -221,7 +224,7 @@ def test_work_without_limits_is_never_let_in_front(site: str, history: list[Work
 
 
 @pytest.mark.parametrize("site", SITES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works())
 def test_conservative_bookings_never_get_later(site: str, history: list[Work]) -> None:
     booked: dict[JobId, float] = {}
@@ -241,7 +244,7 @@ def test_conservative_bookings_never_get_later(site: str, history: list[Work]) -
         assert replay.starts[number] <= at
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works())
 def test_strict_fifo_starts_in_the_order_of_arrival(history: list[Work]) -> None:
     replay = Replay("flat", PolicySettings("fifo", "none"))
@@ -250,7 +253,7 @@ def test_strict_fifo_starts_in_the_order_of_arrival(history: list[Work]) -> None
 
 
 @pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works(), factor=st.sampled_from([2, 10]))
 def test_slower_clocks_change_nothing(backfill: str, history: list[Work], factor: int) -> None:
     """All times multiplied by a number: starts are, too."""
@@ -266,7 +269,7 @@ def test_slower_clocks_change_nothing(backfill: str, history: list[Work], factor
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works(), later=works())
 def test_what_comes_later_changes_nothing_before_it_under_strict_fifo(history: list[Work], later: list[Work]) -> None:
     one, other = (Replay("flat", PolicySettings("fifo", "none")) for _ in range(2))
@@ -277,7 +280,7 @@ def test_what_comes_later_changes_nothing_before_it_under_strict_fifo(history: l
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("depth", [2, 4])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(history=works())
 def test_deeper_reservations_hold_too(site: str, depth: int, history: list[Work]) -> None:
     promised: dict[JobId, float] = {}

@@ -1,8 +1,8 @@
 """Placement on a real cluster's nodes and pods, against the published figures of the fragmentation study (ATC'23).
 
-6,212 GPUs; pods drawn anew up to 130 % of them, in random order, none of which ever ends. What counts is how much of the
-GPUs is given out at the end. The study's two simple policies choose a node; which GPUs of the node, and whether it has
-the cores, the memory and the parts of GPUs that a pod wants, is the placement's own doing (`core.sharing`).
+6,212 GPUs; pods drawn anew up to 130 % of them, in random order, none of which ever ends. What counts is how much of
+the GPUs is given out at the end. The study's two simple policies choose a node; which GPUs of the node, and whether
+it has the cores, the memory and the parts of GPUs that a pod wants, is the placement's own doing (`core.sharing`).
 
 The trace is not part of the project: it is looked for in `../shared/traces`, or where GPUSCHED_TRACES says.
 """

@@ -136,3 +136,73 @@ def test_a_policy_is_changed_while_jobs_wait(box: NewBox) -> None:
     b.happen(ev.SetPolicy(PolicySettings("fair_share", "conservative")))
     b.happen(ev.SetPolicy(PolicySettings("fifo", "none")))
     assert b.waiting == [long, short, high], "and back: nothing was lost"
+
+
+def overloaded(b: Box, patient: JobId, until: float, **more: Any) -> bool:
+    """One GPU; every ten seconds comes work for twenty. Returns whether the patient one got its turn by then."""
+    end = b.now + until
+    while b.now < end and b.job(patient).state.value == "queued":
+        b.submit(1, **{"time_limit": 300.0} | more)
+        b.wait(10)
+        for job in list(b.running):
+            if b.now - (b.job(job).started_at or b.now) >= 20 and job != patient:
+                b.release(job, 0)
+    return b.job(patient).state.value == "running"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "mine", "theirs", "bound"),
+    [
+        ({"order": "priority", "aging": 100.0}, {"priority": 0}, {"priority": 1}, 300.0),
+        ({"order": "sjf", "starvation": 200.0}, {"time_limit": 999.0}, {}, 300.0),
+        ({"order": "fifo"}, {}, {"priority": 5}, 100.0),
+        ({"order": "fair_share", "half_life": 1e6}, {"user": "bob"}, {"user": "alice"}, 100.0),
+    ],
+    ids=["aging", "guard", "fifo", "fair share"],
+)
+def test_nobody_waits_for_ever(
+    box: NewBox, knobs: dict[str, Any], mine: dict[str, Any], theirs: dict[str, Any], bound: float
+) -> None:
+    b = one_gpu(box, **knobs)
+    b.release(JobId(1), 0)
+    b.submit(1, time_limit=300.0)
+    assert overloaded(b, b.submit(1, **mine), bound, **theirs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "mine", "theirs"),
+    [
+        ({"order": "priority", "aging": 0.0}, {"priority": 0}, {"priority": 1}),
+        ({"order": "sjf"}, {"time_limit": 999.0}, {}),
+    ],
+    ids=["walls", "pure shortest first"],
+)
+def test_without_a_guard_one_may_starve(
+    box: NewBox, knobs: dict[str, Any], mine: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    """What is known of these policies, and why the guards are on by default."""
+    b = one_gpu(box, **knobs)
+    b.release(JobId(1), 0)
+    b.submit(1, time_limit=300.0)
+    assert not overloaded(b, b.submit(1, **mine), 2000.0, **theirs)
+
+
+def test_the_same_events_make_the_same_decisions(box: NewBox) -> None:
+    """A log of events, replayed on another engine, ends in the same state; under every policy."""
+    for order in ("fifo", "priority", "sjf", "fair_share"):
+        for backfill in ("none", "easy", "conservative"):
+            b = box("4", policy=PolicySettings(order, backfill))
+            for n in range(30):
+                user = ("alice", "bob", "cem")[n % 3]
+                b.submit(1 + n % 4, time_limit=200.0 + 70 * (n % 5), priority=n % 2, user=user)
+                b.wait(3)
+                for job in list(b.running)[: n % 2]:
+                    b.release(job, 0)
+            other = box("4", policy=PolicySettings(order, backfill))
+            for event, at in b.log:
+                other.now = at
+                other.engine.handle(event, at)
+            assert [job.id for job in other.engine.queue] == b.waiting
+            assert {j: job.lease for j, job in other.engine.running.items()} == {
+                j: job.lease for j, job in b.engine.running.items()
+            }

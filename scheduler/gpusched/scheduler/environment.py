@@ -31,7 +31,7 @@ def lease_environment(engine: Engine, job: Job, lease: Lease) -> dict[str, str]:
         out["GPUSCHED_CPUS"] = str(request.cpus)
     if request.host_bytes:
         out["GPUSCHED_MEM"] = str(request.host_bytes)
-    if not infos and not lease.devices:
+    if len(lease.devices) == 0:
         # Cores or memory alone: its work is to see no GPU, though the machine has some.
         out["CUDA_VISIBLE_DEVICES"] = out["NVIDIA_VISIBLE_DEVICES"] = ""
         if isinstance(lease.devices, Grant) and len(lease.devices.nodes) == 1:

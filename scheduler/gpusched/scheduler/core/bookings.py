@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.planner import Start
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
 from gpusched.scheduler.core.queue import JobQueue, Verdict, limit_of

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.bookings import Bookings
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Condition
-from gpusched.scheduler.core.planner import Start
 from gpusched.scheduler.core.preemption import Choice, Claim, choose, next_chance
 from gpusched.scheduler.core.queue import Verdict, limit_of
 from gpusched.scheduler.core.sharing import part

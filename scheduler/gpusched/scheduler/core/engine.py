@@ -6,21 +6,20 @@ reads no clock, so the same events give the same effects, in a test, in a replay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, claims, overuse, recovery
+from gpusched.scheduler.core import admission, overuse, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
-from gpusched.scheduler.core.bookings import Bookings
+from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.deadlines import Due
+from gpusched.scheduler.core.duties import Duties
 from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, NodeInfo
-from gpusched.scheduler.core.moves import Moves
-from gpusched.scheduler.core.planner import Pass, Start
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.sharing import stamped
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
@@ -29,7 +28,7 @@ from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome,
 _SIGNAL_SLACK = 3.0
 
 
-class Engine(Moves):
+class Engine(Duties):
     """One scheduler.
 
     Args:
@@ -137,29 +136,6 @@ class Engine(Moves):
         promise = self.outlook.tried(job, now).promise
         fits = self._may_start and self.slots != 0 and promise is not None and promise <= now
         return self.pool.place(job.request) if fits else None
-
-    def _make_pass(self, now: float) -> Pass:
-        settings = self.settings
-        return Pass(
-            self.queue,
-            self.pool,
-            self.ends,
-            settings.policy,
-            now,
-            settings.set_aside_after,
-            self._open_slots,
-            self.quotas,
-            self.claims,
-        )
-
-    @property
-    def _open_slots(self) -> int | None:
-        """How many jobs may start by a pass: a slot that was freed for somebody is for him."""
-        slots = self.slots
-        if slots is None or not self.claims:
-            return slots
-        running = self.running
-        return max(0, slots - sum(all(v not in running for v in each.victims) for each in self.claims.values()))
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 
@@ -476,137 +452,6 @@ class Engine(Moves):
         self._out += [do.DevicesChanged(devices), do.QUEUE_CHANGED]
         self.pass_wanted = True
 
-    # -- the pass ----------------------------------------------------------------------------------------
-
-    def _on_pass(self, event: ev.Pass, now: float) -> None:
-        last, fresh = self._last, list(self._fresh)
-        if self.claims:
-            last = None
-            claims.start_claimed(self, now)
-        self.pass_wanted = False
-        if self._may_start:
-            if self.queue.arrange(now):
-                self._out.append(do.QUEUE_CHANGED)
-            looked: Pass | None
-            if self.bookings is not None:
-                looked, starts = None, self._booked_starts(self.bookings, now)
-            elif last is not None and last.still_holds(now, fresh):
-                looked, starts = last, last.more(fresh, now)
-            else:
-                looked = self._make_pass(now)
-                starts = looked.starts()
-            started = False
-            for start in starts:
-                self._start(start, now)
-                started = True
-            if started:
-                self._out.append(do.QUEUE_CHANGED)
-            if not self.pool.all_in_service:
-                self._plan_next_look(now)
-            if looked is not None:
-                self.promised = {each.job.id: each.at for each in looked.reservations if each.firm}
-                self._last = looked
-            else:
-                self._plan_next_booking(now)
-            if self.settings.policy.preemption:
-                claims.make_room(self, now)
-        if self._impatient:
-            for job in [job for job in map(self.jobs.get, self._impatient) if job and isinstance(job.status, Queued)]:
-                self._give_up(job, now)
-            self._impatient.clear()
-
-    def _booked_starts(self, bookings: Bookings, now: float) -> Iterator[Start]:
-        left_out = self.left_out if self.quotas is not None or self.claims else None
-        yield from bookings.starts(self.queue, self.pool, self.ends, now, self._open_slots, left_out)
-        if self.quotas is not None and self.settings.policy.borrow:
-            yield from self._make_pass(now).borrowed()
-
-    # -- deadlines ---------------------------------------------------------------------------------------
-
-    def _plan_next_look(self, now: float) -> None:
-        """Jobs are set aside at a time, not at an event: want a pass when the next of them is due."""
-        after = self.settings.set_aside_after
-        times = [
-            due
-            for found in self.queue.classes.values()
-            if found.unavailable_since is not None and (due := found.unavailable_since + after) > now
-        ]
-        # One moment is enough: those found later are due later, and the pass made then plans the next.
-        if times and self._next_look is None:
-            self._next_look = min(times)
-            self._deadlines.add(self._next_look, Due.LOOK_AGAIN)
-
-    def _plan_next_booking(self, now: float) -> None:
-        """A booking comes at a time, not at an event."""
-        at = None if self.bookings is None else self.bookings.next_start(now)
-        if at is not None and (self._next_look is None or at < self._next_look):
-            self._next_look = at
-            self._deadlines.add(at, Due.LOOK_AGAIN)
-
-    def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
-        """Whether a deadline may still come to mean something."""
-        if what in (Due.LOOK_AGAIN, Due.PREEMPT_LOOK, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER):
-            return True
-        job = self.jobs.get(job_id)
-        match job and job.status:
-            case Queued():
-                return what in (Due.MAX_WAIT, Due.GATE, Due.PROMOTE)
-            case Running(lease=lease, confirmed=confirmed):
-                # An unconfirmed grant may be taken back, and then the wait goes on.
-                return not confirmed if what is Due.MAX_WAIT else lease.epoch == epoch
-            case _:
-                return False
-
-    def _expire(self, now: float) -> None:
-        while (due := self._deadlines.pop_due(now)) is not None:
-            what, job_id, epoch = due
-            match what:
-                case Due.LOOK_AGAIN:
-                    self._next_look = None
-                    self.pass_wanted = True
-                    self._out.append(do.QUEUE_CHANGED)
-                case Due.PREEMPT_LOOK:
-                    if self._next_chance is None or self._next_chance <= now:
-                        self._next_chance = None
-                    self.pass_wanted = True
-                case Due.HOLD_OVER:
-                    recovery.pass_over_absent(self, now)
-                case Due.WINDOW_PART:
-                    recovery.count_absence(self, now)
-                case Due.WINDOW_OVER:
-                    recovery.give_up_absent(self, now)
-                case _:
-                    job = self.jobs.get(job_id)
-                    if job is not None:
-                        self._fall_due(what, job, epoch, now)
-
-    def _fall_due(self, what: Due, job: Job, epoch: int, now: float) -> None:
-        match what, job.status:
-            case Due.MAX_WAIT, Queued():
-                self._give_up(job, now)
-            case Due.GATE, Queued(gate=Gate.BEGIN_TIME | Gate.BACKOFF):
-                if job.gate_at(now) is None:
-                    self._regate(job, now, "its time to start has come")
-            case Due.PROMOTE, Queued() if not job.starved:
-                self.queue.change(job, _set_starved)
-                self._out.append(do.QUEUE_CHANGED)
-                self.pass_wanted = True
-            case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
-                if job.spec.batch is None:
-                    self._withdraw(job, lease, now)
-                else:
-                    self._lose_run(job, now, "its supervisor did not come for the lease in time", "LEASE_REVOKED")
-            case Due.LIMIT_NEAR, Running(lease=lease) if lease.epoch == epoch:
-                self._out.append(do.Notify(job.id, NoticeKind.TIME_LIMIT, "the time limit is near", lease.expires_at))
-            case Due.LIMIT_OVER, Running(lease=lease) if lease.epoch == epoch:
-                outcome = Outcome(message="outlived its time limit")
-                self._finish_run(job, now, State.TIMED_OUT, outcome, reason="LEASE_REVOKED")
-            case Due.PREEMPT_OVER, Running(lease=lease) if lease.epoch == epoch and job.preempting:
-                self._lose_run(job, now, job.preempting[0], "LEASE_REVOKED")
-            case Due.CANCEL_OVER, Running(lease=lease) if lease.epoch == epoch and job.cancelling:
-                outcome = Outcome(message=job.cancelling[0])
-                self._finish_run(job, now, State.CANCELLED, outcome, reason="LEASE_REVOKED")
-
 
 def _was_signalled(job: Job, deadline: float, now: float) -> bool:
     """Whether the command of a job that is to be preempted by then has been told, so that its end is no surprise."""
@@ -626,7 +471,3 @@ def _set_limit(limit: float) -> Callable[[Job], None]:
         job.time_limit = limit
 
     return change
-
-
-def _set_starved(job: Job) -> None:
-    job.starved = True

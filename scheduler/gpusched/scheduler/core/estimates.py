@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ class Estimates:
         limit = job.time_limit
         expected = job.spec.estimate
         if expected is None:
-            runs = self._kinds.get(_kind(job))
+            kind = _kind(job)
+            runs = None if kind is None else self._kinds.get(kind)
             expected = sum(runs) / len(runs) if runs else limit
         if expected is None or limit is None:
             return expected
@@ -38,18 +38,21 @@ class Estimates:
 
     def typical(self) -> float | None:
         """Seconds that half of the last runs of anybody took at most, None if there were none."""
-        return median(self._runs) if self._runs else None
+        return sorted(self._runs)[len(self._runs) // 2] if self._runs else None
 
     def learn(self, job: Job, seconds: float) -> None:
         """A job's work has ended after so many seconds."""
+        self._runs.append(seconds)
         kind = _kind(job)
+        if kind is None:
+            return
         self._kinds[kind] = (*self._kinds.get(kind, ()), seconds)[-2:]
         self._kinds.move_to_end(kind)
-        self._runs.append(seconds)
         if len(self._kinds) > _MAX_KINDS:
             self._kinds.popitem(last=False)
 
 
-def _kind(job: Job) -> tuple[int, str, int]:
+def _kind(job: Job) -> tuple[int, str, int] | None:
+    """What similar work has in common, None for work that says nothing of itself."""
     what = job.name or (job.spec.command[0] if job.spec.command else "")
-    return (job.spec.owner.uid, what, job.spec.request.gpus)
+    return (job.spec.owner.uid, what, job.spec.request.gpus) if what else None

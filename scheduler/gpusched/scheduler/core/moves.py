@@ -6,14 +6,17 @@ from collections import deque
 
 from gpusched.scheduler.core import claims
 from gpusched.scheduler.core import effects as do
+from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.batch import MAX_LOSSES, Attempt, Usage
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.ground import Ground
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.model import Condition
-from gpusched.scheduler.core.planner import Start
 from gpusched.scheduler.core.records import LeaseRecord
 from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State
+
+#: Ends from which one learns how long such work takes.
+_INSTRUCTIVE = (State.COMPLETED, State.FAILED, State.TIMED_OUT)
 
 
 class Moves(Ground):
@@ -137,9 +140,9 @@ class Moves(Ground):
             if self.quotas is not None:
                 self.quotas.give_back(job.spec.owner.name, len(lease.devices))
             job.preempting = None
-            self.estimates.learn(job, now - lease.granted_at)
             # Of a job from before a restart, a device may be gone since.
-            devices = tuple(uuid for uuid in lease.devices if uuid in self.pool.devices)
+            known = self.pool.devices
+            devices = tuple([uuid for uuid in lease.devices if uuid in known])
             condition = Condition.CHECKING if self.settings.check_released else Condition.CLEAN
             self.pool.give_back(devices, condition, job.id)
             self.absent.discard(job.id)
@@ -173,7 +176,9 @@ class Moves(Ground):
             state: what it ends as if it is not queued again.
             reason: for the holder's stream, empty if the holder ended it.
         """
-        batch = job.spec.batch
+        batch, lease = job.spec.batch, job.lease
+        if lease is not None and state in _INSTRUCTIVE:
+            self.estimates.learn(job, now - lease.granted_at)
         if batch is None:
             self._end(job, now, state, outcome, reason)
             return
@@ -237,6 +242,8 @@ class Moves(Ground):
     def _end(self, job: Job, now: float, state: State, outcome: Outcome, reason: str = "") -> None:
         """End a job, and those that follow it and now never can start."""
         self._end_one(job, now, state, outcome, reason)
+        if job.id not in self._followers:
+            return
         # Not by recursion: a chain may have thousands of jobs.
         ended = deque([(job, state)])
         while ended:
@@ -267,6 +274,8 @@ class Moves(Ground):
 
     def _forget_request(self, job: Job) -> None:
         """A batch job's id is kept beyond its end, as a retried submit must not run it twice."""
+        if not job.spec.request_id:
+            return
         request_id = (job.spec.owner.uid, job.spec.request_id)
         if self._requests.get(request_id) == job.id:
             del self._requests[request_id]

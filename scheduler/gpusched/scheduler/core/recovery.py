@@ -20,7 +20,7 @@ from gpusched.scheduler.core.sharing import part
 from gpusched.scheduler.core.states import Finished, Gate, Outcome, Queued, Running, State
 
 if TYPE_CHECKING:
-    from gpusched.scheduler.core.engine import Engine
+    from gpusched.scheduler.core.moves import Moves
 
 #: The window is counted in so many parts.
 WINDOW_PARTS = 8
@@ -34,7 +34,7 @@ CLOCK = "clock"
 
 
 def restore(
-    engine: Engine, jobs: list[Job], settings: dict[str, str], now: float, shift: float, mark: str | None
+    engine: Moves, jobs: list[Job], settings: dict[str, str], now: float, shift: float, mark: str | None
 ) -> None:
     """Take over jobs that had not ended.
 
@@ -79,12 +79,12 @@ def restore(
     engine.pass_wanted = True
 
 
-def keep(engine: Engine, key: str, value: str | None) -> None:
+def keep(engine: Moves, key: str, value: str | None) -> None:
     """Have a setting saved together with what else happens now; None removes it."""
     engine._changes.settings[key] = value
 
 
-def pass_over_absent(engine: Engine, now: float) -> None:
+def pass_over_absent(engine: Moves, now: float) -> None:
     """The queue has waited long enough for its clients: the missing are passed over and keep their rank."""
     engine.hold_until = None
     for job_id in sorted(engine.absent):
@@ -94,7 +94,7 @@ def pass_over_absent(engine: Engine, now: float) -> None:
     engine.pass_wanted = True
 
 
-def count_absence(engine: Engine, now: float) -> None:
+def count_absence(engine: Moves, now: float) -> None:
     """A part of the window is over: holders that have missed all of it, over restarts in a row, lose their lease."""
     for job_id in sorted(engine.absent):
         job = engine.jobs[job_id]
@@ -106,13 +106,13 @@ def count_absence(engine: Engine, now: float) -> None:
                 _give_up(engine, job, now)
 
 
-def give_up_absent(engine: Engine, now: float) -> None:
+def give_up_absent(engine: Moves, now: float) -> None:
     """The window is over: who has not come back has lost place or lease."""
     for job_id in sorted(engine.absent):
         _give_up(engine, engine.jobs[job_id], now)
 
 
-def _give_up(engine: Engine, job: Job, now: float) -> None:
+def _give_up(engine: Moves, job: Job, now: float) -> None:
     engine.absent.discard(job.id)
     if isinstance(job.status, Queued):
         outcome = Outcome(message="its client did not come back after the restart")
@@ -147,7 +147,7 @@ def _shift(job: Job, by: float) -> None:
             pass
 
 
-def _restore_settings(engine: Engine, settings: dict[str, str]) -> None:
+def _restore_settings(engine: Moves, settings: dict[str, str]) -> None:
     engine.paused = settings.get(PAUSED)
     for key, reason in settings.items():
         if key.startswith(DRAINED_NODE) and key[len(DRAINED_NODE) :] in engine.pool.nodes:
@@ -156,7 +156,7 @@ def _restore_settings(engine: Engine, settings: dict[str, str]) -> None:
             engine.pool.drain([key[len(DRAINED) :]], reason)
 
 
-def _restore_waiting(engine: Engine, job: Job, now: float) -> None:
+def _restore_waiting(engine: Moves, job: Job, now: float) -> None:
     assert isinstance(job.status, Queued)
     job.status = Queued(job.status.since, job.gate_at(now))
     engine._enqueue(job)
@@ -168,7 +168,7 @@ def _restore_waiting(engine: Engine, job: Job, now: float) -> None:
         engine.absent.add(job.id)
 
 
-def _restore_running(engine: Engine, job: Job, now: float, window: float) -> None:
+def _restore_running(engine: Moves, job: Job, now: float, window: float) -> None:
     assert isinstance(job.status, Running)
     lease = job.status.lease
     engine.running[job.id] = job
