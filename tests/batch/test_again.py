@@ -19,6 +19,9 @@ from support.waiting import wait_until
 
 NewBox = Callable[..., Box]
 
+PROMPT = 10.0
+"""Seconds; a run of which nobody tells is found missing after 30."""
+
 #: A machine that is busy with other things is slow: "quick" is longer than in earnest, and nobody is dismissed early.
 PATIENT = """
 from gpusched.scheduler.runner import again, supervisor
@@ -160,8 +163,10 @@ def test_a_supervisor_killed_in_its_second_run_leaves_nothing(box: Box, attached
     tree = psutil.Process(first).children(recursive=True)
     assert len(tree) > 10
     after = box.submit("for pid in " + " ".join(str(each.pid) for each in tree) + "; do kill -0 $pid; done")
+    began = time.monotonic()
     os.kill(first, signal.SIGKILL)
     ended = box.ended(job)
+    assert time.monotonic() - began < PROMPT, "the agent told of another run, or of none"
     assert state_of(ended) == "LOST"
     assert ended.outcome.message.startswith("its supervisor ")  # was killed, or went away: whoever is told first
     box.ended(after)

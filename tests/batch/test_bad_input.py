@@ -147,7 +147,7 @@ def test_a_command_that_cannot_start(shared: Box, tmp_path: Path, make: str, sta
     [
         ([], "a command is missing, such as: gpusched submit -- python train.py"),
         (["--"], "a command is missing"),
-        (["-n", "0", "true"], "--gpus: '0' will not do: give a whole number from 1"),
+        (["-n", "0", "true"], "-n 0 asks for nothing; give a number of GPUs, or --cpus or --mem beside it"),
         (["--gpus", "two", "true"], "--gpus: 'two' will not do"),
         (["--gpu-memory", "lots", "true"], "gpu_memory: 'lots' will not do: give a size such as 40G"),
         (["--priority", "101", "true"], "--priority: '101' will not do: give a whole number from -100 to 100"),

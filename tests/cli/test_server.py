@@ -96,7 +96,8 @@ def test_tables(server: Server) -> None:
         account = good(server, "job", first.id)
         assert "GPU 2 on" in account and "Time limit  2h" in account and "History" in account
         assert f"Waits behind job {second.id}" in good(server, "explain", third.id)
-        assert table(good(server, "nodes"))[1][1:5] == ["8", "3", "5", "up"]
+        nodes = table(good(server, "nodes"))[1]
+        assert nodes[1:4] == ["8", "3", "5"] and "up" in nodes
 
 
 def test_a_wrong_simulation_is_said_before_a_busy_state_directory(server: Server) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpusched.scheduler.core.classify import classify, descends_from, format_bytes
+from gpusched.scheduler.core.classify import Tenant, classify, classify_shared, descends_from, format_bytes
 from gpusched.scheduler.core.model import Condition, Holder, ProcessReading
 
+GIB = 2**30
 CHAINS = st.lists(st.tuples(st.integers(2, 6), st.integers(0, 2)), max_size=4, unique=True)
 
 
@@ -103,3 +104,37 @@ def test_how_it_is_said(process: ProcessReading, leftover: bool, said: str) -> N
 
 def test_sizes() -> None:
     assert [format_bytes(n) for n in (0, 2**20, 1023 * 2**20, 2**30)] == ["1 MiB", "1 MiB", "1023 MiB", "1.0 GiB"]
+
+
+# -- several leases on one GPU -------------------------------------------------------------------------------
+
+
+def on(pid: int, *above: int, uid: int = 1000, size: int = GIB) -> ProcessReading:
+    """A process and those above it, each started at ten times its pid."""
+    chain = tuple((each, 10 * each) for each in (pid, *above))
+    return ProcessReading(pid, 10 * pid, uid, "alice", "python", size, chain)
+
+
+TENANTS = (Tenant(1, Holder(100, 1000)), Tenant(2, Holder(200, 2000), frozenset({(55, 550)})))
+
+
+def test_each_process_belongs_to_the_lease_that_it_descends_from_or_was_seen_under() -> None:
+    found = classify_shared([on(7, 100, 1), on(8, 200, 1), on(55, 1)], gpu="GPU 0", tenants=TENANTS)
+    assert found.condition is Condition.CLEAN and found.message == ""
+    assert {job: [p.pid for p in own] for job, own in found.attributed.items()} == {1: [7], 2: [8, 55]}
+
+
+def test_what_an_ended_share_left_is_no_strangers() -> None:
+    left = frozenset({(66, 660)})
+    found = classify_shared([on(66, 1), on(9, 1)], gpu="GPU 0", tenants=TENANTS, left_pids=left, previous_job=3)
+    assert found.condition is Condition.DIRTY and "of job 3 still holds" in found.message
+    owner = classify_shared([on(9, 1)], gpu="GPU 0", tenants=TENANTS, previous_uid=1000, previous_job=3)
+    assert owner.condition is Condition.DIRTY, "while the last one's leftovers are looked for"
+    assert classify_shared([on(9, 1)], gpu="GPU 0", tenants=TENANTS).condition is Condition.FOREIGN
+
+
+def test_where_a_holder_is_unknown_nobody_is_called_a_stranger() -> None:
+    unknown = (*TENANTS, Tenant(3, None))
+    assert classify_shared([on(9, 1)], gpu="GPU 0", tenants=unknown).condition is Condition.CLEAN
+    sick = classify_shared([on(9, 1)], gpu="GPU 0", tenants=unknown, fault="fell off the bus")
+    assert (sick.condition, sick.message) == (Condition.UNHEALTHY, "GPU 0: fell off the bus")

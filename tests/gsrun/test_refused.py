@@ -25,7 +25,7 @@ def refused(server: Server, *words: str, **env: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-n", "0", "true"], "-n: '0' will not do: give a whole number of GPUs, 1 to 1,000,000"),
+        (["-n", "0", "true"], "-n 0 asks for nothing; give a number of GPUs, or --cpus or --mem beside it"),
         (["-n", "-1", "true"], "-n: '-1' will not do"),
         (["-n", "1.5", "true"], "-n: '1.5' will not do"),
         (["-n", "1e3", "true"], "-n: '1e3' will not do"),

@@ -294,7 +294,8 @@ def test_check_sees_what_was_done_by_hand(tmp_path: Path) -> None:
         path,
         "DROP INDEX lease_devices_one_active",
         "INSERT INTO leases VALUES (10, 1, 1.0, NULL), (11, 1, 1.0, NULL), (12, 1, 1.0, 2.0), (13, 9, 1.0, 2.0)",
-        "INSERT INTO lease_devices VALUES (10, 'GPU-a', 1, 0), (11, 'GPU-a', 1, 0), (11, 'GPU-b', 0, 0), (12, 'GPU-c', 1, 0)",
+        "INSERT INTO lease_devices VALUES (10, 'GPU-a', 1, 0), (11, 'GPU-a', 1, 0)",
+        "INSERT INTO lease_devices VALUES (11, 'GPU-b', 0, 0), (12, 'GPU-c', 1, 0)",
         "INSERT INTO events VALUES (77, 8, 1.0, 'queued', '', 0)",
         "UPDATE jobs SET state = 'running'",
     )

@@ -116,6 +116,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         args.fail("a command is missing, such as: gpusched submit -- python train.py")
+    if args.gpus == 0 and not (args.cpus or args.mem):
+        args.fail("-n 0 asks for nothing; give a number of GPUs, or --cpus or --mem beside it")
     submission = Submission(
         command=command,
         gpus=args.gpus,

@@ -116,7 +116,11 @@ class Pass(Candidates):
                 self._wish(eligible)
                 continue
             else:
+                before = found.verdict, found.blocked_by
                 start = self._candidate(job.key, found, eligible)
+                if found.keys.first() != job.key:
+                    # A class is told of as its first job is.
+                    found.verdict, found.blocked_by = before
             if start is not None:
                 yield start
         for _, job in sorted(later, key=itemgetter(0)):
