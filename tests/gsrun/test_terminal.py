@@ -163,7 +163,7 @@ def test_closed_terminal_ends_it_all(terminal: Terminal, stub: Stub) -> None:
 
 def test_live_line(terminal: Terminal, busy: Gsrun) -> None:
     terminal.type("$GSRUN -n 1 sh -c 'echo up'\n")
-    reason = r"needs 1 GPU, 0 free; GPU 0,1,2,3 held by \w+ \(train\)(?: · expected at [0-9:]+)?"
+    reason = r"needs 1 GPU, 0 free; GPU 0,1,2,3 held by \w+ \(train\)(?: · expected at [0-9:]+| …)?"
     terminal.expect(rf"\rgsrun: 1st of 1 in the queue · {reason} · waiting (\d+)s\x1b\[K")
     terminal.expect(r"waiting 1s\x1b\[K")  # it ticks, with no change in the queue
     terminal.expect(r"waiting 2s\x1b\[K")
