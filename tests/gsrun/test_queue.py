@@ -41,9 +41,8 @@ def queued_jobs(stub: Stub) -> list[job_pb2.Job]:
 def test_plain_lines_on_a_pipe(gsrun: Start, busy: Gsrun) -> None:
     """One line for each change, no escapes, nothing on stdout."""
     first = gsrun("-n", "2", "true")
-    first.wait_for_err(
-        r"gsrun: 1st of 1 in the queue · needs 2 GPUs, 0 free; GPU 0,1,2,3 held by \w+ \(train\)( · expected at [0-9:]+)?\n"
-    )
+    reason = r"needs 2 GPUs, 0 free; GPU 0,1,2,3 held by \w+ \(train\)( · expected at [0-9:]+)?"
+    first.wait_for_err(rf"gsrun: 1st of 1 in the queue · {reason}\n")
     second = gsrun("-n", "3", "true")
     second.wait_for_err(r"gsrun: 2nd of 2 in the queue · 3 GPUs · waits behind job \d+ ")
     first.wait_for_err("1st of 2 in the queue")
