@@ -21,7 +21,7 @@ from gpusched.scheduler.inventory.nvml import NvmlInventory
 inventory = NvmlInventory(node_name="box")
 (node,) = inventory.discover()
 readings = [dataclasses.asdict(inventory.read(gpu.uuid)) for gpu in node.devices]
-print(json.dumps({"node": dataclasses.asdict(node), "readings": readings}))
+print(json.dumps({"node": dataclasses.asdict(node), "readings": readings}), flush=True)
 inventory.close()
 """
 

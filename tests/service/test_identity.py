@@ -385,7 +385,7 @@ def test_process_uid_and_start() -> None:
 
 
 def test_process_start_survives_a_nasty_command_name() -> None:
-    script = "import sys; open('/proc/self/comm', 'w').write(') S 1 2 (x'); print(); sys.stdin.read()"
+    script = "import sys; open('/proc/self/comm', 'w').write(') S 1 2 (x'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
