@@ -27,8 +27,6 @@ GATHER = 0.002
 #: The most under load. A save and a pass cost much the same for one job as for ten, so that the number of jobs a second
 #: hangs on this; one GPU going from hand to hand does not come to it.
 GATHER_MOST = 0.020
-#: The same while jobs wait: a GPU that has come back idles until the next pass.
-GATHER_MOST_WANTED = 0.004
 #: Events between two saves that are no burst: a GPU given back, looked at, and asked for.
 FEW = 3
 
@@ -149,7 +147,8 @@ class Driver:
             return  # _saved comes back here
         self._flush_scheduled = False
         self._flushed_at = self._loop.time()
-        most = GATHER_MOST_WANTED if self.engine.queue.considered else GATHER_MOST
+        # While jobs wait, a GPU that has come back would idle until the next pass.
+        most = GATHER if self.engine.queue.considered else GATHER_MOST
         self._gather = min(most, GATHER * max(1, self._events - FEW + 1))
         self._events = 0
         if self.engine.pass_wanted and not self._stopped:

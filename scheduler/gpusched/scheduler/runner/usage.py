@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import resource
 
-from gpusched.client.gsrun import tree
+import psutil
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _UNSURE_KIB = 1024  # the kernel counts pages of each CPU by themselves, and adds them up now and then
 
 
@@ -18,17 +17,18 @@ def memory_below(root: int) -> int:
     what forked processes share as copy-on-write cannot be told apart and is counted for each.
     """
     private, most_shared = 0, 0
-    for process in tree.descendants(root):
+    try:
+        below = psutil.Process(root).children(recursive=True)
+    except psutil.Error:
+        return 0
+    for process in below:
         try:
-            with open(f"/proc/{process.pid}/statm", "rb") as file:
-                fields = file.read().split()
-        except OSError:
+            memory = process.memory_info()
+        except psutil.Error:
             continue  # ended meanwhile
-        if len(fields) > 2:
-            resident, shared = int(fields[1]), int(fields[2])
-            private += max(0, resident - shared)
-            most_shared = max(most_shared, shared)
-    return (private + most_shared) * _PAGE
+        private += max(0, memory.rss - memory.shared)
+        most_shared = max(most_shared, memory.shared)
+    return private + most_shared
 
 
 class Meter:
