@@ -137,7 +137,8 @@ class Driver:
     def _schedule_flush(self) -> None:
         """At once where there is little to do; gathered over a moment where one has only just been, as in a burst."""
         since = self._loop.time() - self._flushed_at
-        if since >= self._gather or self._saver.in_place:
+        # A synced save goes on beside the loop: what comes meanwhile gathers by itself.
+        if since >= self._gather or self._saver.in_place or self.engine.sync_wanted:
             self._loop.call_soon(self._flush)
         else:
             self._loop.call_later(self._gather - since, self._flush)

@@ -143,6 +143,11 @@ class Ground:
         """True while the queue waits for clients to come back after a restart."""
         return self.hold_until is not None
 
+    @property
+    def sync_wanted(self) -> bool:
+        """True if something of what has changed is to outlive a power loss once it is acknowledged."""
+        return self._changes.sync
+
     def take_changes(self) -> Changes:
         """What has changed since this was last called, to be saved."""
         changes, self._changes = self._changes, Changes()
