@@ -48,7 +48,44 @@ class Profile(Protocol):
         ...
 
 
-class CountProfile:
+class _Stepped:
+    """Steps of time, each with what is free in it; a step lasts until the next."""
+
+    _times: list[float]
+    _free: list[Any]
+
+    def forget(self, before: float) -> None:
+        past = bisect_right(self._times, before) - 1
+        if past > 0:
+            del self._times[:past], self._free[:past]
+
+    def _steps(self, start: float, end: float) -> range:
+        """Numbers of the steps from then until then, cut so that they are just that."""
+        if end <= start:
+            return range(0)
+        first = self._cut(start)
+        return range(first, len(self._times) if end == NEVER else self._cut(end))
+
+    def _cut(self, at: float) -> int:
+        """Have a step begin at a time. Returns its number."""
+        i = bisect_left(self._times, at)
+        if i < len(self._times) and self._times[i] == at:
+            return i
+        if i == 0:
+            self._times[0] = min(at, self._times[0])
+            return 0
+        self._times.insert(i, at)
+        self._free.insert(i, self._free[i - 1])
+        return i
+
+    def _join(self, steps: range) -> None:
+        """Equal neighbours at either end of what was changed are one step."""
+        for i in (steps.stop, steps.start):
+            if 0 < i < len(self._free) and self._free[i] == self._free[i - 1]:
+                del self._free[i], self._times[i]
+
+
+class CountProfile(_Stepped):
     """Numbers of free devices.
 
     Args:
@@ -59,7 +96,7 @@ class CountProfile:
     def __init__(self, pool: Pool, free: int, now: float) -> None:
         self._pool = pool
         self._times = [now]
-        self._free = [free]
+        self._free: list[int] = [free]
 
     def earliest(self, request: Request, limit: float, start: float) -> tuple[float, Hold] | None:
         times, free, need = self._times, self._free, request.gpus
@@ -85,11 +122,6 @@ class CountProfile:
     def give(self, hold: Hold, start: float, end: float) -> None:
         self._add(hold, start, end)
 
-    def forget(self, before: float) -> None:
-        past = bisect_right(self._times, before) - 1
-        if past > 0:
-            del self._times[:past], self._free[:past]
-
     def hold_of(self, devices: Sequence[str]) -> Hold:
         return len(devices)
 
@@ -97,32 +129,13 @@ class CountProfile:
         return self._pool.place(request)
 
     def _add(self, count: int, start: float, end: float) -> None:
-        if end <= start or not count:
-            return
-        first = self._cut(start)
-        last = len(self._times) if end == NEVER else self._cut(end)
-        free = self._free
-        for i in range(first, last):
+        free, steps = self._free, self._steps(start, end)
+        for i in steps:
             free[i] += count
-        # Equal neighbours are one step.
-        for i in (last, first):
-            if 0 < i < len(free) and free[i] == free[i - 1]:
-                del free[i], self._times[i]
-
-    def _cut(self, at: float) -> int:
-        """Have a step begin at a time. Returns its number."""
-        i = bisect_left(self._times, at)
-        if i < len(self._times) and self._times[i] == at:
-            return i
-        if i == 0:
-            self._times[0] = min(at, self._times[0])
-            return 0
-        self._times.insert(i, at)
-        self._free.insert(i, self._free[i - 1])
-        return i
+        self._join(steps)
 
 
-class DeviceProfile:
+class DeviceProfile(_Stepped):
     """Which devices are free, as bit masks of their positions by node.
 
     Args:
@@ -159,11 +172,6 @@ class DeviceProfile:
     def give(self, hold: Hold, start: float, end: float) -> None:
         self._change(hold, start, end, free=True)
 
-    def forget(self, before: float) -> None:
-        past = bisect_right(self._times, before) - 1
-        if past > 0:
-            del self._times[:past], self._free[:past]
-
     def hold_of(self, devices: Sequence[str]) -> Hold:
         hold: dict[str, int] = {}
         for name, position in self._pool.places_of(devices):
@@ -175,31 +183,16 @@ class DeviceProfile:
         return self._pool.at((name, position) for name, mask in hold.items() for position in _positions(mask))
 
     def _change(self, hold: dict[str, int], start: float, end: float, *, free: bool) -> None:
-        if end <= start or not hold:
-            return
-        first = self._cut(start)
-        last = len(self._times) if end == NEVER else self._cut(end)
-        for i in range(first, last):
-            step = self._free[i]
+        steps = self._steps(start, end)
+        for i in steps:
+            # A step of its own: one that was cut shares its masks with its neighbour.
+            step = self._free[i] = dict(self._free[i])
             for name, mask in hold.items():
                 step[name] = step[name] | mask if free else step[name] & ~mask
-        for i in (last, first):
-            if 0 < i < len(self._free) and self._free[i] == self._free[i - 1]:
-                del self._free[i], self._times[i]
-
-    def _cut(self, at: float) -> int:
-        i = bisect_left(self._times, at)
-        if i < len(self._times) and self._times[i] == at:
-            return i
-        if i == 0:
-            self._times[0] = min(at, self._times[0])
-            return 0
-        self._times.insert(i, at)
-        self._free.insert(i, dict(self._free[i - 1]))
-        return i
+        self._join(steps)
 
 
-class RoomProfile:
+class RoomProfile(_Stepped):
     """All that is free: shares of devices and what hosts have, too. Holds are grants.
 
     Args:
@@ -234,34 +227,12 @@ class RoomProfile:
         for i in self._steps(start, end):
             self._free[i] = self._pool.with_(self._free[i], hold)
 
-    def forget(self, before: float) -> None:
-        past = bisect_right(self._times, before) - 1
-        if past > 0:
-            del self._times[:past], self._free[:past]
-
     def hold_of(self, devices: Sequence[str]) -> Hold:
         return devices
 
     def place_now(self, request: Request, hold: Hold) -> tuple[str, ...] | None:
         got: tuple[str, ...] = hold
         return got if self._pool.fits(got) else None
-
-    def _steps(self, start: float, end: float) -> range:
-        if end <= start:
-            return range(0)
-        first = self._cut(start)
-        return range(first, len(self._times) if end == NEVER else self._cut(end))
-
-    def _cut(self, at: float) -> int:
-        i = bisect_left(self._times, at)
-        if i < len(self._times) and self._times[i] == at:
-            return i
-        if i == 0:
-            self._times[0] = min(at, self._times[0])
-            return 0
-        self._times.insert(i, at)
-        self._free.insert(i, self._free[i - 1])
-        return i
 
 
 #: From the cheapest to the one that tells most.
