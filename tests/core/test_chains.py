@@ -114,5 +114,5 @@ def test_changes_that_could_not_be_saved_are_saved_with_those_that_follow(box: N
     assert [lease.job for lease in both.leases] == [job, other]
     assert [epoch for epoch, _ in both.ended] == [both.leases[1].epoch]
     assert both.settings == {"paused": None}, "the later word counts"
-    assert [line.message for line in both.events][:2] == ["accepted", "granted 1 GPU"]
+    assert [line.message for _, line, _ in both.events][:2] == ["accepted", "granted 1 GPU"]
     assert not b.engine.take_changes()

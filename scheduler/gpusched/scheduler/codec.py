@@ -22,7 +22,9 @@ def batch_of(changes: Changes) -> Batch:
     ended = {epoch for epoch, _ in changes.ended}
     return Batch(
         jobs=tuple(record_of(job) for job in changes.jobs.values()),
-        events=tuple(changes.events),
+        events=tuple(
+            [EventRecord(job, line.at, line.state.value, line.message, run) for job, line, run in changes.events]
+        ),
         ended=tuple(changes.ended),
         # A lease that began and ended since the last save never was, as far as the store goes.
         leases=tuple(lease for lease in changes.leases if lease.epoch not in ended),

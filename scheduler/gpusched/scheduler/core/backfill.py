@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from heapq import heapify, heappush
 
 from gpusched.scheduler.core.ends import Ends
@@ -14,9 +13,10 @@ from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.queue import NO_LIMIT, JobClass, JobQueue, Verdict, limit_of
 from gpusched.scheduler.core.quotas import Quotas
 from gpusched.scheduler.core.reservation import Reservation, reserve
+from gpusched.scheduler.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Start:
     """A job that starts now, and those before it in the queue that have a promise."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.records import EventRecord, LeaseRecord
+from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
+from gpusched.scheduler.core.records import LeaseRecord
 
 
 @dataclass(slots=True)
@@ -13,7 +13,7 @@ class Changes:
     """
     Attributes:
         jobs: whose record is out of date.
-        events: new lines of history, in order.
+        events: new lines of history, in order: whose, what, and in which of its runs.
         ended: (epoch, when) of leases that ended.
         leases: new ones that have not ended since.
         settings: values by key, None for removed.
@@ -21,7 +21,7 @@ class Changes:
     """
 
     jobs: dict[JobId, Job] = field(default_factory=dict)
-    events: list[EventRecord] = field(default_factory=list)
+    events: list[tuple[JobId, HistoryLine, int]] = field(default_factory=list)
     ended: list[tuple[int, float]] = field(default_factory=list)
     leases: list[LeaseRecord] = field(default_factory=list)
     settings: dict[str, str | None] = field(default_factory=dict)

@@ -46,6 +46,10 @@ class Deadlines:
         """When the next entry falls due, None if there is none."""
         return self._heap[0][0] if self._heap else None
 
+    def due(self, now: float) -> bool:
+        """Whether any entry is due."""
+        return bool(self._heap) and self._heap[0][0] <= now
+
     def pop_due(self, now: float) -> tuple[Due, JobId, int] | None:
         """Take out the earliest entry that is due, None if none is."""
         if not self._heap or self._heap[0][0] > now:
@@ -53,14 +57,17 @@ class Deadlines:
         _, _, what, job, epoch = heappop(self._heap)
         return what, job, epoch
 
+    @property
+    def crowded(self) -> bool:
+        """True once the heap has doubled since it was last swept."""
+        return len(self._heap) >= self._sweep_at
+
     def sweep(self, alive: Callable[[Due, JobId, int], bool]) -> None:
-        """Forget entries that mean nothing any more, once the heap has doubled since the last time.
+        """Forget entries that mean nothing any more. To be called when the heap is crowded.
 
         So a limit of days, of a job that ended within a second, does not stay for days; the cost spread over the
         entries added is constant.
         """
-        if len(self._heap) < self._sweep_at:
-            return
         self._heap = [entry for entry in self._heap if alive(*entry[2:])]
         heapify(self._heap)
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._heap))

@@ -115,10 +115,10 @@ class Duties(Moves):
 
     def _is_alive(self, what: Due, job_id: JobId, epoch: int) -> bool:
         """Whether a deadline may still come to mean something."""
-        if what in (Due.LOOK_AGAIN, Due.PREEMPT_LOOK, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER):
-            return True
         job = self.jobs.get(job_id)
-        match job and job.status:
+        if job is None:
+            return what in (Due.LOOK_AGAIN, Due.PREEMPT_LOOK, Due.HOLD_OVER, Due.WINDOW_PART, Due.WINDOW_OVER)
+        match job.status:
             case Queued():
                 return what in (Due.MAX_WAIT, Due.GATE, Due.PROMOTE)
             case Running(lease=lease, confirmed=confirmed):

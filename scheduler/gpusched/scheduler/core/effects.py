@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.states import Lease, State
+from gpusched.scheduler.core.values import value
 
 
 class NoticeKind(Enum):
@@ -21,14 +21,14 @@ class NoticeKind(Enum):
     CANCEL = "cancel"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """A job was accepted. Answers Submit."""
 
     job: JobId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attached:
     """A stream may now speak for the job. Answers Attach."""
 
@@ -36,7 +36,7 @@ class Attached:
     attachment: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Granted:
     """Tell the holder its GPUs."""
 
@@ -44,7 +44,7 @@ class Granted:
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Withdrawn:
     """An unconfirmed grant was taken back; the job waits again."""
 
@@ -52,7 +52,7 @@ class Withdrawn:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Notify:
     """Tell the holder something. `deadline` is on the engine's clock, None if nothing is threatened."""
 
@@ -62,7 +62,7 @@ class Notify:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """The job reached a final state; its stream, if still there, is to be told and ended.
 
@@ -75,14 +75,14 @@ class Ended:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobChanged:
     """Something that watchers of the job can see is different (its position and reason are not counted)."""
 
     job: JobId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QueueChanged:
     """Positions or reasons may be different."""
 
@@ -91,12 +91,12 @@ class QueueChanged:
 QUEUE_CHANGED = QueueChanged()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DevicesChanged:
     devices: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CheckDevices:
     """Look whether these are empty, and go on looking until they are; answer with Observe.
 
@@ -107,7 +107,7 @@ class CheckDevices:
     job: JobId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartRun:
     """Have a supervisor run a batch job's command under this lease."""
 

@@ -78,9 +78,12 @@ class Engine(Duties):
             DomainError: the event is refused and has changed nothing (but a late Confirm wakes its job). Deadlines
                 that were due have happened all the same. The effects of both come with the next call.
         """
-        self._expire(now)
+        deadlines = self._deadlines
+        if deadlines.due(now):
+            self._expire(now)
         self._handlers[type(event)](event, now)
-        self._deadlines.sweep(self._is_alive)
+        if deadlines.crowded:
+            deadlines.sweep(self._is_alive)
         out, self._out = self._out, []
         return out
 
@@ -169,9 +172,9 @@ class Engine(Duties):
         if spec.batch is not None:
             job.held, job.not_before = spec.batch.held, spec.batch.begin_at
             job.unmet = admission.unmet(spec.batch, self.jobs, dict(event.ended))
+            job.status = Queued(now, job.gate_at(now))
             self._changes.sync = True
         self._next_job += 1
-        job.status = Queued(now, job.gate_at(now))
         self.jobs[job.id] = job
         self._note(job, now, "accepted")
         if job.token_hash:
@@ -188,7 +191,7 @@ class Engine(Duties):
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
-        self._out += [do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED]
+        self._out += (do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED)
         self._pass_wanted = True
         if job.awake:
             self._fresh.append(job)

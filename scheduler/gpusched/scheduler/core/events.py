@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from gpusched.scheduler.core.batch import Usage
@@ -10,9 +9,10 @@ from gpusched.scheduler.core.jobs import JobId, JobSpec
 from gpusched.scheduler.core.model import Condition, Holder
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.states import Outcome, State
+from gpusched.scheduler.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Submit:
     """Somebody asks for GPUs, or for a command to be run. Raises Invalid, NotSatisfiable, NotFound, Exhausted.
 
@@ -23,7 +23,7 @@ class Submit:
     ended: tuple[tuple[int, State], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attach:
     """Another stream takes over a job's ticket; the end of the old one will mean nothing.
 
@@ -35,7 +35,7 @@ class Attach:
     holder: Holder | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Leave:
     """A stream ended, for whatever reason."""
 
@@ -43,7 +43,7 @@ class Leave:
     attachment: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Confirm:
     """A granted holder says that it is awake. Raises NotFound, Aborted."""
 
@@ -51,7 +51,7 @@ class Confirm:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """A holder ends its own lease and says how its work ended. Raises NotFound, Aborted."""
 
@@ -62,7 +62,7 @@ class Release:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cancel:
     """A waiting job ends at once; a running one is told, and made to after the grace.
 
@@ -73,7 +73,7 @@ class Cancel:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Update:
     """Change what may be changed; None leaves it. Raises NotFound, NotSatisfiable."""
 
@@ -85,7 +85,7 @@ class Update:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NotStarted:
     """A batch job's supervisor could not be started, or was killed; nothing is left of its command."""
 
@@ -94,7 +94,7 @@ class NotStarted:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Requeue:
     """End a batch job's run and queue it again. Raises NotFound, NotSatisfiable."""
 
@@ -102,7 +102,7 @@ class Requeue:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Force:
     """An administrator moves a job by hand, along a legal move. Raises NotFound, NotSatisfiable."""
 
@@ -111,14 +111,14 @@ class Force:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Halt:
     """State cannot be saved: start nothing, take nothing on. `reason` None goes on."""
 
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Seen:
     """What a look at one device said. `taken`: of a shared one, jobs and the bytes that their processes have of it."""
 
@@ -128,14 +128,14 @@ class Seen:
     taken: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Observe:
     """Looks at devices. Of a leased device only a fault, and its end, count."""
 
     seen: tuple[Seen, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drain:
     """Take devices (and a node as a whole, if named) out of service. `reason` None puts them back."""
 
@@ -144,14 +144,14 @@ class Drain:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pause:
     """Start nothing new. `reason` None resumes."""
 
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetPolicy:
     """Order the queue anew, and let others pass than before. Waiting jobs keep their numbers and times.
 
@@ -162,12 +162,12 @@ class SetPolicy:
     kept: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pass:
     """Look who can start; asked for by `Engine.pass_wanted`, once for a burst of events."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Nothing but the passing of time."""
 

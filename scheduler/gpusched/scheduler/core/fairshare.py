@@ -38,7 +38,9 @@ class UsageBook:
     def change(self, user: str, gpus: float, now: float) -> None:
         """A user holds so many GPUs more (or less) from now on."""
         value, at, held = self._users.get(user, (0.0, now, 0.0))
-        self._users[user] = (self._decayed(value, held, now - at), now, held + gpus)
+        if now > at:
+            value = self._decayed(value, held, now - at)
+        self._users[user] = (value, now, held + gpus)
 
     def put(self, user: str, used: float, now: float) -> None:
         """Take over what an earlier run of the server knew: so many decayed GPU-seconds at this time."""

@@ -13,7 +13,7 @@ from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.errors import NotFound
 from gpusched.scheduler.core.estimates import Estimates
 from gpusched.scheduler.core.fairshare import UsageBook
-from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.orders import make_order
 from gpusched.scheduler.core.outlook import Outlook
@@ -22,7 +22,6 @@ from gpusched.scheduler.core.pool import Pool, Rules
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import JobQueue, Verdict
 from gpusched.scheduler.core.quotas import quotas_of
-from gpusched.scheduler.core.records import EventRecord
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Status
 
@@ -68,7 +67,7 @@ class Ground:
         self._followers: dict[JobId, list[JobId]] = {}
         self._deadlines = Deadlines()
         self._next_job = first_job
-        self._next_epoch = first_epoch
+        self._next_epoch = self._first_epoch = first_epoch
         self._impatient: list[JobId] = []
         self._next_look: float | None = None
         self._out: list[Effect] = []
@@ -156,14 +155,12 @@ class Ground:
     # -- writing it down ---------------------------------------------------------------------------------
 
     def _move(self, job: Job, status: Status, now: float, message: str) -> None:
-        job.move(status, now, message)
-        self._written(job)
+        self._written(job, job.move(status, now, message))
 
     def _note(self, job: Job, now: float, message: str) -> None:
-        job.note(now, message)
-        self._written(job)
+        self._written(job, job.note(now, message))
 
-    def _written(self, job: Job) -> None:
-        line = job.history[-1]
-        self._changes.events.append(EventRecord(job.id, line.at, line.state.value, line.message, job.attempt))
-        self._changes.jobs[job.id] = job
+    def _written(self, job: Job, line: HistoryLine) -> None:
+        changes = self._changes
+        changes.events.append((job.id, line, job.attempt))
+        changes.jobs[job.id] = job

@@ -11,6 +11,7 @@ from gpusched.scheduler.core.errors import IllegalMove
 from gpusched.scheduler.core.model import Holder, Owner, Request
 from gpusched.scheduler.core.orders.base import Key, Lane
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Lease, Queued, Running, State, Status
+from gpusched.scheduler.core.values import value
 
 JobId = NewType("JobId", int)
 
@@ -23,7 +24,7 @@ class Kind(Enum):
     BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobSpec:
     """What a user asks: everything about a job that is known before it is accepted.
 
@@ -132,8 +133,8 @@ class Job:
     def awake(self) -> bool:
         return isinstance(self.status, Queued) and self.status.awake
 
-    def move(self, status: Status, at: float, message: str) -> None:
-        """Go to another state, along the table of legal moves.
+    def move(self, status: Status, at: float, message: str) -> HistoryLine:
+        """Go to another state, along the table of legal moves. Returns the new line of its history.
 
         Raises:
             IllegalMove: the table has no such edge; the text has the job's recent history.
@@ -145,16 +146,16 @@ class Job:
                 f"job {self.id}: {old.name} -> {new.name} is no legal move ({message}); history: {recent}"
             )
         self.status = status
-        self.history.append(HistoryLine(at, new, message))
-        if len(self.history) > HISTORY_LINES:
-            del self.history[1]
+        return self.note(at, message)
 
-    def note(self, at: float, message: str) -> None:
-        """Add a line to the history without a change of state."""
-        self.history.append(HistoryLine(at, self.status.state, message))
+    def note(self, at: float, message: str) -> HistoryLine:
+        """Add a line to the history without a change of state. Returns it."""
+        line = HistoryLine(at, self.status.state, message)
+        self.history.append(line)
         if len(self.history) > HISTORY_LINES:
             # The first line (how it came to be) is worth more than the second.
             del self.history[1]
+        return line
 
     def gate_at(self, now: float) -> Gate | None:
         """What keeps it from being considered, of all that it knows itself."""

@@ -75,22 +75,25 @@ class Moves(Ground):
     # -- starting ----------------------------------------------------------------------------------------
 
     def _start(self, start: Start, now: float) -> None:
-        job, settings = start.job, self.settings
-        batch = job.spec.batch is not None
+        job, devices, settings = start.job, start.devices, self.settings
+        spec = job.spec
+        batch = spec.batch is not None
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         confirm_by = None
-        if not job.spec.auto_confirm:
+        if not spec.auto_confirm:
             confirm_by = now + (settings.start_within if batch else settings.confirm_within)
         limit = job.time_limit
-        lease = Lease(epoch, start.devices, now, confirm_by, None if limit is None else now + limit)
-        claims.end(self, job.id)
+        lease = Lease(epoch, devices, now, confirm_by, None if limit is None else now + limit)
+        if self.claims:
+            claims.end(self, job.id)
         self.queue.remove(job)
-        self.pool.take(start.devices, job.id)
+        self.pool.take(devices, job.id)
         self.running[job.id] = job
-        self.ends.add(job.id, lease.expires_at, start.devices)
-        self.usage.change(job.spec.owner.name, len(start.devices), now)
+        self.ends.add(job.id, lease.expires_at, devices)
+        count = len(devices)
+        self.usage.change(spec.owner.name, count, now)
         if self.quotas is not None:
-            self.quotas.take(job.spec.owner.name, len(start.devices))
+            self.quotas.take(spec.owner.name, count)
         for passed in start.passed:
             passed.bypassed += 1
         if batch:
@@ -98,17 +101,12 @@ class Moves(Ground):
             # The end of an earlier run's stream means nothing to this one.
             job.attachment += 1
             job.requeue_asked = False
-        count = len(start.devices)
-        self._move(
-            job,
-            Running(now, lease, confirmed=job.spec.auto_confirm),
-            now,
-            f"granted {count} GPU{'' if count == 1 else 's'}",
-        )
-        self._changes.leases.append(LeaseRecord(epoch, job.id, start.devices, now, shared=job.request.shared))
+        said = "granted 1 GPU" if count == 1 else f"granted {count} GPUs"
+        self._move(job, Running(now, lease, confirmed=spec.auto_confirm), now, said)
+        self._changes.leases.append(LeaseRecord(epoch, job.id, devices, now, spec.request.shared))
         self._watch_lease(job, lease)
         self._out.append(do.StartRun(job.id, lease, job.attempt) if batch else do.Granted(job.id, lease))
-        self._out += [do.JobChanged(job.id), do.DevicesChanged(start.devices)]
+        self._out += (do.JobChanged(job.id), do.DevicesChanged(devices))
 
     def _watch_lease(self, job: Job, lease: Lease, earliest: float = 0.0) -> None:
         """Put down what falls due for a lease; nothing that takes it before `earliest`."""
@@ -140,9 +138,11 @@ class Moves(Ground):
             if self.quotas is not None:
                 self.quotas.give_back(job.spec.owner.name, len(lease.devices))
             job.preempting = None
-            # Of a job from before a restart, a device may be gone since.
-            known = self.pool.devices
-            devices = tuple([uuid for uuid in lease.devices if uuid in known])
+            devices = lease.devices
+            if lease.epoch < self._first_epoch:
+                # Of a job from before a restart, a device may be gone since.
+                known = self.pool.devices
+                devices = tuple([uuid for uuid in devices if uuid in known])
             condition = Condition.CHECKING if self.settings.check_released else Condition.CLEAN
             self.pool.give_back(devices, condition, job.id)
             self.absent.discard(job.id)
@@ -264,12 +264,14 @@ class Moves(Ground):
         self._tokens.pop(job.token_hash, None)
         if job.spec.batch is None:
             self._forget_request(job)
-        self.absent.discard(job.id)
-        self._check_all_back()
+        if self.absent:
+            self.absent.discard(job.id)
+        if self.hold_until is not None:
+            self._check_all_back()
         self._ended.append(job.id)
         while len(self._ended) > self.settings.keep_ended:
             self._forget_request(self.jobs.pop(self._ended.popleft()))
-        self._out += [do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id)]
+        self._out += (do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id))
         self.pass_wanted = True
 
     def _forget_request(self, job: Job) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeAlias
+
+from gpusched.scheduler.core.values import value
 
 
 class State(Enum):
@@ -18,6 +19,9 @@ class State(Enum):
     TIMED_OUT = "timed_out"
     PREEMPTED = "preempted"
     LOST = "lost"
+
+    # There is one of each: the hash of `Enum` goes by the name, in Python.
+    __hash__ = object.__hash__
 
     @property
     def final(self) -> bool:
@@ -50,7 +54,7 @@ LEGAL_MOVES: dict[State, tuple[State, ...]] = {
 EPOCH_BITS = 32
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Lease:
     """A job's hold on particular GPUs.
 
@@ -72,7 +76,7 @@ class Lease:
         return f"L{self.epoch >> EPOCH_BITS}.{self.epoch & ((1 << EPOCH_BITS) - 1)}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """How a job's work ended, as its holder or the engine tells."""
 
@@ -92,7 +96,7 @@ class Gate(Enum):
     BACKOFF = "backoff"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Queued:
     """Waiting. One with a gate keeps its rank and is passed over."""
 
@@ -105,7 +109,7 @@ class Queued:
         return self.gate is None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Running:
     state: ClassVar[State] = State.RUNNING
     since: float
@@ -113,7 +117,7 @@ class Running:
     confirmed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finished:
     at: float
     state: State

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -164,7 +164,7 @@ class Stock:
 
     # -- changing ---------------------------------------------------------------------------------------
 
-    def take(self, uuids: Iterable[str], job: JobId) -> None:
+    def take(self, uuids: Sequence[str], job: JobId) -> None:
         """Give devices to a job, or as much of them and their hosts as a grant says. They must be available."""
         if isinstance(uuids, Grant):
             self._take_grant(uuids, job)
@@ -180,24 +180,26 @@ class Stock:
             if at == len(available) or available[at] != position:
                 raise AssertionError(f"device {uuid} is {self.state(device).name}, not free for job {job}")
             del available[at]
-            self.free_total -= 1
-            self._held += 1
             device.holder = job
+        self.free_total -= len(uuids)
+        self._held += len(uuids)
 
-    def give_back(self, uuids: Iterable[str], condition: Condition, job: JobId = JobId(0)) -> None:  # noqa: B008
+    def give_back(self, uuids: Sequence[str], condition: Condition, job: JobId = JobId(0)) -> None:  # noqa: B008
         """End a job's hold. `condition` is CLEAN where nothing can have run, else CHECKING."""
         if job in self.grants and self._end_grant(job, condition):
             return
+        self._held -= len(uuids)
+        places = self._place
         for uuid in uuids:
-            node, position = self._place[uuid]
+            node, position = places[uuid]
             device = node.devices[position]
             device.previous, device.holder = device.holder, None
-            device.warned.clear()
-            self._held -= 1
-            if device.condition is not Condition.UNHEALTHY:
+            if device.warned:
+                device.warned.clear()
+            now = device.condition
+            if now is not condition and now is not Condition.UNHEALTHY:
                 device.condition, device.message = condition, ""
-            usable = device.drained is None and device.kept is None
-            if condition is Condition.CLEAN and not self._out_of_service and usable:
+            if now is condition is Condition.CLEAN and device.kept is None and not self._out_of_service:
                 insort(node.available, position)
                 self.free_total += 1
             else:

@@ -212,7 +212,7 @@ class DatabaseStore:
                 [(n.epoch, device, n.epoch not in over, n.shared) for n in batch.leases for device in n.devices],
             )
         if batch.events:
-            cursor.executemany(sql.add_event, [(e.job, e.at, e.state, e.message, e.attempt) for e in batch.events])
+            cursor.executemany(sql.add_event, batch.events)
         if batch.settings:
             kept = [(key, value) for key, value in batch.settings.items() if value is not None]
             if kept:
