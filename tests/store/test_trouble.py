@@ -324,7 +324,7 @@ def test_an_error_of_the_disk(store: DatabaseStore, path: Path) -> None:
 
 def test_a_fault_of_our_own_is_not_called_trouble_of_the_disk(store: DatabaseStore) -> None:
     with pytest.raises(AttributeError):
-        store.commit(Batch(jobs=(job(3),), events=(None,)))  # type: ignore[arg-type]
+        store.commit(Batch(jobs=(job(3),), leases=(None,)))  # type: ignore[arg-type]
     as_before(store)
     assert store.job(3) is None
     store.commit(submitted(3))

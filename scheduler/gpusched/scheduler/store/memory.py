@@ -196,14 +196,21 @@ class MemoryStore:
 
     def _contradictions(self) -> Iterator[str]:
         by_job: defaultdict[int, list[int]] = defaultdict(list)
+        by_device: defaultdict[str, list[int]] = defaultdict(list)
         for epoch in sorted(self._active):
-            job = self._jobs[self._leases[epoch].job]
+            lease = self._leases[epoch]
+            job = self._jobs[lease.job]
             by_job[job.id].append(epoch)
+            for device in lease.devices:
+                by_device[device].append(epoch)
             if job.state != _RUNNING:
                 yield sentences.lease_not_running(epoch, job.id, job.state)
         for id, epochs in by_job.items():
             if len(epochs) > 1:
                 yield sentences.several_leases(id, epochs)
+        for device in self._held:
+            if len(by_device[device]) > 1:
+                yield sentences.taken_twice(device, by_device[device])
         for job in self._jobs.values():
             if job.state == _RUNNING and job.id not in by_job:
                 yield sentences.running_without_lease(job.id)
