@@ -43,18 +43,21 @@ def check(spec: JobSpec, pool: Pool, settings: Settings = NO_LIMITS) -> None:
         NotSatisfiable: more than exists.
         Exhausted: more than a limit allows.
     """
-    check_name(spec.name)
+    if spec.name:
+        check_name(spec.name)
     check_priority(spec.priority)
-    _check_command(spec.command)
+    if spec.command:
+        _check_command(spec.command)
     _check_seconds("time_limit", spec.time_limit)
-    _check_seconds("max_wait", spec.max_wait, zero=True)
+    if spec.max_wait is not None:
+        _check_seconds("max_wait", spec.max_wait, zero=True)
     _check_seconds("estimate", spec.estimate)
     if spec.signal is not None:
         _check_signal(*spec.signal)
     check_limit(spec.time_limit, settings)
     if spec.batch is not None:
         _check_batch(spec.command, spec.batch)
-    if len(spec.request_id) > MAX_NAME or not spec.request_id.isprintable():
+    if spec.request_id and (len(spec.request_id) > MAX_NAME or not spec.request_id.isprintable()):
         raise Invalid(f"request_id: at most {MAX_NAME} printable characters", field="request_id")
     request = spec.request
     if pool.checked.get(id(request)) is not request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from gpusched.scheduler.core.jobs import JobId
 
@@ -39,8 +40,10 @@ class Deadlines:
         self._sweep_at = _SWEEP_AT
 
     def add(self, at: float, what: Due, job: JobId = JobId(0), epoch: int = 0) -> None:  # noqa: B008 - a constant
-        self._count += 1
-        heappush(self._heap, (at, self._count, what, job, epoch))
+        """Put something down for a time; infinity is never."""
+        if at < inf:
+            self._count += 1
+            heappush(self._heap, (at, self._count, what, job, epoch))
 
     def next(self) -> float | None:
         """When the next entry falls due, None if there is none."""

@@ -49,7 +49,7 @@ class Duties(Moves):
     # -- the pass ----------------------------------------------------------------------------------------
 
     def _on_pass(self, event: ev.Pass, now: float) -> None:
-        last, fresh = self._last, list(self._fresh)
+        last, fresh = self._last, self._fresh
         if self.claims:
             last = None
             claims.start_claimed(self, now)
@@ -74,7 +74,8 @@ class Duties(Moves):
             if not self.pool.all_in_service:
                 self._plan_next_look(now)
             if looked is not None:
-                self.promised = {each.job.id: each.at for each in looked.reservations if each.firm}
+                promises = looked.reservations
+                self.promised = {each.job.id: each.at for each in promises if each.firm} if promises else {}
                 self._last = looked
             else:
                 self._plan_next_booking(now)

@@ -13,7 +13,7 @@ from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.errors import NotFound
 from gpusched.scheduler.core.estimates import Estimates
 from gpusched.scheduler.core.fairshare import UsageBook
-from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
+from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.orders import make_order
 from gpusched.scheduler.core.outlook import Outlook
@@ -91,7 +91,8 @@ class Ground:
     def pass_wanted(self, wanted: bool) -> None:
         self._pass_wanted = wanted
         self._last = None
-        self._fresh.clear()
+        if self._fresh:
+            self._fresh = []
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest, None if nothing is due ever."""
@@ -155,12 +156,11 @@ class Ground:
     # -- writing it down ---------------------------------------------------------------------------------
 
     def _move(self, job: Job, status: Status, now: float, message: str) -> None:
-        self._written(job, job.move(status, now, message))
-
-    def _note(self, job: Job, now: float, message: str) -> None:
-        self._written(job, job.note(now, message))
-
-    def _written(self, job: Job, line: HistoryLine) -> None:
+        line = job.move(status, now, message)
         changes = self._changes
         changes.events.append((job.id, line, job.attempt))
         changes.jobs[job.id] = job
+
+    def _note(self, job: Job, now: float, message: str) -> None:
+        self._changes.events.append((job.id, job.note(now, message), job.attempt))
+        self._changes.jobs[job.id] = job

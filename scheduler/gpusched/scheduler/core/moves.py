@@ -113,11 +113,11 @@ class Moves(Ground):
         settings = self.settings
         if lease.confirm_by is not None:
             self._deadlines.add(max(earliest, lease.confirm_by), Due.CONFIRM, job.id, lease.epoch)
-        if lease.expires_at is not None:
-            limit = lease.expires_at - lease.granted_at
-            near = lease.expires_at - min(settings.limit_notice, limit / 10)
+        expires = lease.expires_at
+        if expires is not None:
+            near = expires - min(settings.limit_notice, (expires - lease.granted_at) / 10)
             self._deadlines.add(near, Due.LIMIT_NEAR, job.id, lease.epoch)
-            over = max(earliest, lease.expires_at + self._grace(job))
+            over = max(earliest, expires + self._grace(job))
             self._deadlines.add(over, Due.LIMIT_OVER, job.id, lease.epoch)
 
     def _grace(self, job: Job) -> float:
@@ -255,11 +255,13 @@ class Moves(Ground):
                     ended.append((follower, State.CANCELLED))
 
     def _end_one(self, job: Job, now: float, state: State, outcome: Outcome, reason: str) -> None:
-        if job in self.queue:
+        lease = None
+        if isinstance(job.status, Queued):
             claims.end(self, job.id)
             self.queue.remove(job)
             self._out.append(do.QUEUE_CHANGED)
-        lease = self._let_go(job, now)
+        else:
+            lease = self._let_go(job, now)
         self._move(job, Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)
         if job.spec.batch is None:

@@ -145,6 +145,8 @@ class Pool(Stock):
         Returns:
             A `Grant` if the request asks for more than whole devices.
         """
+        if free is None and request.whole_gpus > self.free_total:
+            return None
         eligible = self.eligible(request)
         if request.counted:
             room = self._room_now() if free is None else self._as_room(free)
@@ -163,11 +165,6 @@ class Pool(Stock):
         return self.place(request, free)
 
     # -- what if -----------------------------------------------------------------------------------------
-
-    @property
-    def all_in_service(self) -> bool:
-        """True if no device is drained, foreign, dirty or unhealthy."""
-        return not self._out_of_service
 
     def everything(self, uuids: frozenset[str]) -> bool:
         """True if these are all devices there are, and each is in service."""

@@ -88,6 +88,8 @@ class Stock:
         self.devices: dict[str, Device] = {}
         self._place: dict[str, tuple[Node, int]] = {}
         self._out_of_service: set[str] = set()  # drained, or not well or empty
+        #: True if no device is drained, foreign, dirty or unhealthy.
+        self.all_in_service = True
         #: How many devices may be handed out now as a whole.
         self.free_total = 0
         self._held = 0
@@ -170,40 +172,57 @@ class Stock:
             self._take_grant(uuids, job)
             if uuids.memory:
                 return
+        for node, positions in self._by_node(uuids):
+            available, devices, count = node.available, node.devices, len(positions)
+            if available[:count] == positions:
+                # What is handed out is mostly the first that is free.
+                del available[:count]
+            else:
+                for position in positions:
+                    at = bisect_left(available, position)
+                    if at == len(available) or available[at] != position:
+                        device = devices[position]
+                        raise AssertionError(f"device {device.uuid} is {self.state(device).name}, not free for {job}")
+                    del available[at]
+            for position in positions:
+                devices[position].holder = job
+            self.free_total -= count
+            self._held += count
+
+    def _by_node(self, uuids: Sequence[str]) -> list[tuple[Node, list[int]]]:
+        """Positions of some devices, node by node."""
         places = self._place
+        if len(self.nodes) == 1:
+            node = next(iter(self.nodes.values()))
+            return [(node, [places[uuid][1] for uuid in uuids])]
+        found: dict[str, tuple[Node, list[int]]] = {}
         for uuid in uuids:
             node, position = places[uuid]
-            device = node.devices[position]
-            available = node.available
-            # What is handed out is mostly the first that is free.
-            at = 0 if available and available[0] == position else bisect_left(available, position)
-            if at == len(available) or available[at] != position:
-                raise AssertionError(f"device {uuid} is {self.state(device).name}, not free for job {job}")
-            del available[at]
-            device.holder = job
-        self.free_total -= len(uuids)
-        self._held += len(uuids)
+            found.setdefault(node.info.name, (node, []))[1].append(position)
+        return list(found.values())
 
     def give_back(self, uuids: Sequence[str], condition: Condition, job: JobId = JobId(0)) -> None:  # noqa: B008
         """End a job's hold. `condition` is CLEAN where nothing can have run, else CHECKING."""
         if job in self.grants and self._end_grant(job, condition):
             return
         self._held -= len(uuids)
-        places = self._place
-        for uuid in uuids:
-            node, position = places[uuid]
-            device = node.devices[position]
-            device.previous, device.holder = device.holder, None
-            if device.warned:
-                device.warned.clear()
-            now = device.condition
-            if now is not condition and now is not Condition.UNHEALTHY:
-                device.condition, device.message = condition, ""
-            if now is condition is Condition.CLEAN and device.kept is None and not self._out_of_service:
-                insort(node.available, position)
-                self.free_total += 1
-            else:
-                self._refresh(device)
+        # All devices are in service and nobody's; then the list of those that are free is put in order but once.
+        simple = condition is Condition.CLEAN and not self._out_of_service and not self._kept
+        for node, positions in self._by_node(uuids):
+            devices = node.devices
+            for position in positions:
+                device = devices[position]
+                device.previous, device.holder = device.holder, None
+                if device.warned:
+                    device.warned.clear()
+                if device.condition is not condition and device.condition is not Condition.UNHEALTHY:
+                    device.condition, device.message = condition, ""
+                if not simple:
+                    self._refresh(device)
+            if simple:
+                node.available += positions
+                node.available.sort()
+                self.free_total += len(positions)
 
     def claim(self, uuids: Iterable[str], job: JobId) -> None:
         """Give devices, or a grant, to a job that had them before a restart, whatever their condition."""
@@ -325,6 +344,7 @@ class Stock:
     def _refresh(self, device: Device) -> None:
         if self.in_service(device) == (device.uuid in self._out_of_service):
             self._out_of_service ^= {device.uuid}
+            self.all_in_service = not self._out_of_service
             self.capacity_changes += 1
         node, position = self._place[device.uuid]
         available = self.is_available(device)

@@ -29,8 +29,6 @@ _INSTANT = 1e-3
 _FORGET_EVERY = 256
 #: Deadlines that may pass without a start when nothing else is left to happen.
 _PATIENCE = 1000
-#: Seconds until what never comes.
-_NEVER = 1e12
 _ENDED_WELL = Outcome(exit_status=0)
 _PASS = ev.Pass()
 _TICK = ev.Tick()
@@ -80,7 +78,7 @@ def settings_for(policy: PolicySettings) -> Settings:
     Nobody looks at simulated devices, and no log has a job that outlives its limit (see `Replayed.outlived`), so
     nothing need be done about either.
     """
-    return Settings(policy=policy, check_released=False, keep_ended=0, limit_notice=-_NEVER, end_grace=_NEVER)
+    return Settings(policy=policy, check_released=False, keep_ended=0, limit_notice=-inf, end_grace=inf)
 
 
 def replay(
@@ -164,31 +162,32 @@ class _Replay:
                 self._pass(now)
 
     def one_by_one(self, always_pass: bool) -> None:
-        jobs, ends, limits, starts = self._jobs, self._ends, self._limits, self._starts
+        jobs, ends, limits, starts, engine = self._jobs, self._ends, self._limits, self._starts, self._engine
         count = len(jobs)
         while True:
             now = self._advance()
             if now is None:
                 return
-            over: list[tuple[Seconds, int, int, int]] = []
+            over: list[tuple[Seconds, int, int, int] | None] = []
             while ends and ends[0][0] == now:
-                over.append(heappop(ends))
-            early = []
-            for end in over:
+                end = heappop(ends)
+                index = end[2] - 1
                 # Who has used its whole limit is gone by now for everybody; the others are so at their turn.
-                expired = starts[end[2] - 1] + limits[end[2] - 1] <= now
-                early.append(not expired)
-                if expired:
+                if starts[index] + limits[index] <= now:
                     self._release(end, now)
+                    over.append(None)
+                else:
+                    over.append(end)
             while self._next < count and jobs[self._next].submit == now:
                 fits = jobs[self._next].gpus <= self._free
                 self._submit(now)
                 if always_pass or fits:
                     self._pass(now)
-            for end, still_there in zip(over, early, strict=True):
-                if still_there:
-                    self._release(end, now)
-                self._pass(now)
+            for still_there in over:
+                if still_there is not None:
+                    self._release(still_there, now)
+                if engine.pass_wanted:
+                    self._pass(now)
 
     def _advance(self) -> Seconds | None:
         """Go to the next instant at which anything happens; None if nothing will. Deadlines on the way are kept."""
