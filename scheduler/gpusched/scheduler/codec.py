@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from typing import Any
+
+import orjson
 
 from gpusched.scheduler.core.batch import After, Attempt, BatchSpec, Dependency, RetryPolicy, Usage
 from gpusched.scheduler.core.changes import Changes
@@ -13,8 +16,10 @@ from gpusched.scheduler.core.records import Batch, EventRecord, JobRecord
 from gpusched.scheduler.core.sharing import Grant, stamped
 from gpusched.scheduler.core.states import Finished, Gate, Lease, Outcome, Queued, Running, State, Status
 
-#: One encoder for all: `json.dumps` would make one for each job.
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+#: What most jobs have none of, and most requests do not say.
+_RARE = ("attempt", "failures", "losses", "held", "not_before", "requeue_asked", "missed", "preempted")
+_WHERE = ("nodes", "gpu_ids", "exclude", "labels", "per_node", "shared", "cpus", "host_bytes")
+_rare, _where = attrgetter(*_RARE), attrgetter(*_WHERE)
 
 
 def batch_of(changes: Changes) -> Batch:
@@ -45,7 +50,7 @@ def record_of(job: Job) -> JobRecord:
         name=job.name,
         submitted_at=job.submitted_at,
         ended_at=status.at if isinstance(status, Finished) else None,
-        data=_encode(_job_out(job)),
+        data=_data_of(job),
     )
 
 
@@ -90,9 +95,23 @@ def job_of(record: JobRecord, history: tuple[EventRecord, ...] = ()) -> Job:
 # -- out ---------------------------------------------------------------------------------------------------
 
 
+def _encode(data: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # half a character, of a path that is no text, or a very large number
+        return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _data_of(job: Job) -> str:
+    spec = job.kept_spec
+    if not spec:
+        spec = job.kept_spec = _encode(_spec_out(job.spec))
+    return (b'{"spec":' + spec + b"," + _encode(_job_out(job))[1:]).decode()
+
+
 def _job_out(job: Job) -> dict[str, Any]:
+    """What may change of a job; never empty."""
     data: dict[str, Any] = {
-        "spec": _spec_out(job.spec),
         "priority": job.priority,
         "status": _status_out(job.status),
         "time_limit": job.time_limit,
@@ -101,10 +120,8 @@ def _job_out(job: Job) -> dict[str, Any]:
         data["holder"] = [job.holder.pid, job.holder.start_ticks]
     if job.token_hash:
         data["token_hash"] = job.token_hash.hex()
-    for name in ("attempt", "failures", "losses", "held", "not_before", "requeue_asked", "missed", "preempted"):
-        value = getattr(job, name)
-        if value:
-            data[name] = value
+    if any(rare := _rare(job)):
+        data |= {name: value for name, value in zip(_RARE, rare, strict=True) if value}
     if job.unmet:
         data["unmet"] = sorted(job.unmet)
     if job.cancelling is not None:
@@ -158,10 +175,7 @@ def _spec_out(spec: JobSpec) -> dict[str, Any]:
 
 def _where_out(request: Request) -> dict[str, Any]:
     """What most requests do not say."""
-    where: dict[str, Any] = {}
-    for name in ("nodes", "gpu_ids", "exclude", "labels", "per_node", "shared", "cpus", "host_bytes"):
-        if value := getattr(request, name):
-            where[name] = value
+    where: dict[str, Any] = {name: value for name, value in zip(_WHERE, _where(request), strict=True) if value}
     if request.placement is not Placement.PACK:
         where["placement"] = request.placement.value
     return where

@@ -148,15 +148,15 @@ class Driver:
             return  # _saved comes back here
         self._flush_scheduled = False
         self._flushed_at = self._loop.time()
-        # While jobs wait, a GPU that has come back would idle until the next pass.
-        most = GATHER if self.engine.queue.considered else GATHER_MOST
-        self._gather = min(most, GATHER * max(1, self._events - FEW + 1))
-        self._events = 0
         if self.engine.pass_wanted and not self._stopped:
             effects = self.engine.handle(ev.Pass(), self.now())
             _tell(self._early, effects)
             self._effects += effects
             self._arm()
+        # While jobs wait that could not start, a GPU that comes back would idle until the next pass.
+        most = GATHER if self.engine.queue.considered else GATHER_MOST
+        self._gather = min(most, GATHER * max(1, self._events - FEW + 1))
+        self._events = 0
         effects, self._effects = self._effects, []
         waiters, self._waiters = self._waiters, []
         self._saving = True
