@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.measure import Effort, Rounds, Row, Target
 from benchmarks.processes import Server, bare, cpu_seconds, scheduler
-from benchmarks.streams import Bare, Scheduler, cancelled, read_messages, read_until
+from benchmarks.streams import Bare, Scheduler, cancelled, read_messages, read_until_granted
 
 CLIENTS = 64
 #: More than clients, so that nobody waits for the end of another's stream.
@@ -27,8 +27,8 @@ async def _measure(effort: Effort, ours: Server, busy: Server, floor: Server) ->
         await service.ping()
 
     async def acquire(service: Scheduler) -> None:
-        with cancelled(service.acquire()) as stream:
-            await read_until(stream, "granted")
+        with cancelled(service.acquire_bytes()) as stream:
+            await read_until_granted(stream)
 
     async def two() -> None:
         with cancelled(nothing.two(b"")) as stream:
@@ -55,7 +55,7 @@ async def _measure(effort: Effort, ours: Server, busy: Server, floor: Server) ->
             "/s",
             FLOOR,
             Target(0.7, at_most=False),
-            "client and server share the machine's cores",
+            "client and server share the machine's cores; both clients send and read bytes",
         ),
         cost.row("the same: processor time of the server", "ms each", FLOOR),
         waiting.row(

@@ -40,6 +40,8 @@ class Journal:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: What each GPU is called in a line.
+        self._labels: dict[str, str] = {}
 
     def on_effect(self, effect: do.Effect) -> None:
         match effect:
@@ -59,8 +61,6 @@ class Journal:
 
     def _grant(self, job_id: JobId, lease: Lease) -> None:
         job = self._engine.jobs[job_id]
-        devices = self._engine.pool.devices
-        infos = [devices[uuid].info for uuid in lease.devices]
         log_event(
             log,
             "grant",
@@ -68,6 +68,13 @@ class Journal:
             lease=lease.id,
             user=job.spec.owner.name,
             name=job.name or None,
-            gpus=",".join(f"{info.node}:{info.index}" for info in infos),
+            gpus=",".join([self._label(uuid) for uuid in lease.devices]),
             waited=round(lease.granted_at - job.submitted_at, 3),
         )
+
+    def _label(self, uuid: str) -> str:
+        label = self._labels.get(uuid)
+        if label is None:
+            info = self._engine.pool.devices[uuid].info
+            label = self._labels[uuid] = f"{info.node}:{info.index}"
+        return label

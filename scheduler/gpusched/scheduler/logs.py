@@ -132,15 +132,15 @@ def log_event(
     """
     if not logger.isEnabledFor(level):
         return
-    present = {name: value for name, value in fields.items() if value is not None}
     handlers = logging.root.handlers
     if error is None and len(handlers) == 1 and type(handlers[0]) is _Handler and not logger.handlers:
         # Nobody else listens: without a LogRecord, which costs more than all the rest.
         handler = handlers[0]
         formatter = handler.formatter
         if isinstance(formatter, _LINES):
-            handler.put(formatter.line(time.time(), logging.getLevelName(level), logger.name, event, present))
+            handler.put(formatter.line(time.time(), logging.getLevelName(level), logger.name, event, fields))
             return
+    present = {name: value for name, value in fields.items() if value is not None}
     logger.log(level, "%s", event, extra={_FIELDS: present}, exc_info=error)
 
 
@@ -155,9 +155,12 @@ class TextFormatter(logging.Formatter):
 
     def line(self, at: float, level: str, logger: str, event: str, fields: Mapping[str, object]) -> str:
         """The line of an event (`at` in seconds since the epoch), without a line's end."""
-        parts = [_timestamp(at), f"{_LEVEL_NAMES.get(level, level):<5}", escape(event)]
-        parts += [f"{_name(name)}={_text(value)}" for name, value in fields.items()]
-        return " ".join(parts)
+        line = f"{_timestamp(at)} {_LEVEL_NAMES.get(level, level):<5} {_name(event)}"
+        for name, value in fields.items():
+            if value is not None:
+                text = value if type(value) is str and value.isalnum() and value.isascii() else _text(value)
+                line += f" {_name(name)}={text}"
+        return line
 
 
 class JsonFormatter(logging.Formatter):
@@ -177,7 +180,8 @@ class JsonFormatter(logging.Formatter):
         """The line of an event (`at` in seconds since the epoch), without a line's end."""
         entry: dict[str, object] = {"time": _timestamp(at), "level": level.lower(), "event": event, "logger": logger}
         for name, value in fields.items():
-            entry[f"field_{name}" if name in entry else name] = value
+            if value is not None:
+                entry[f"field_{name}" if name in entry else name] = value
         try:
             return json.dumps(entry, default=_plain, allow_nan=False)
         except (TypeError, ValueError):  # keys that JSON has no form for, NaN, an object within itself
@@ -194,7 +198,7 @@ def escape(text: str) -> str:
     return "".join(_escaped(character) for character in text)
 
 
-#: The same for names of fields, which are few.
+#: The same for names of events and fields, which are few.
 _name = lru_cache(maxsize=256)(escape)
 
 
@@ -249,8 +253,14 @@ def _traceback(record: logging.LogRecord) -> str:
 
 def _timestamp(seconds: float) -> str:
     # Whole milliseconds first: rounding the fraction alone could say .1000.
-    whole, milliseconds = divmod(int(seconds * 1000), 1000)
-    return f"{_second(whole)}.{milliseconds:03d}Z"
+    return _millisecond(int(seconds * 1000))
+
+
+#: Lines of a burst have one time.
+@lru_cache(maxsize=2)
+def _millisecond(milliseconds: int) -> str:
+    whole, rest = divmod(milliseconds, 1000)
+    return f"{_second(whole)}.{rest:03d}Z"
 
 
 @lru_cache(maxsize=2)
