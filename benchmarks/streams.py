@@ -29,7 +29,7 @@ class Scheduler:
     def __init__(self, address: str) -> None:
         self.channel: Any = open_aio_channel(address)
         self.stub: Any = scheduler_pb2_grpc.SchedulerStub(self.channel)
-        self._bytes: Any = self.channel.unary_stream("/gpusched.v1.Scheduler/Acquire")
+        self._bytes: Any = self.channel.unary_stream("/gpusched.v1.Scheduler/Acquire", None, None)
 
     def acquire_bytes(self) -> Any:
         """The same, of messages that the client neither makes nor parses: as cheap as the floor's."""

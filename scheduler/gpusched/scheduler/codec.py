@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -22,11 +22,20 @@ _WHERE = ("nodes", "gpu_ids", "exclude", "labels", "per_node", "shared", "cpus",
 _rare, _where = attrgetter(*_RARE), attrgetter(*_WHERE)
 
 
-def batch_of(changes: Changes) -> Batch:
-    """What is to be saved."""
+#: What specs of jobs that have not ended were kept as the last time: a spec does not change.
+Specs: TypeAlias = dict[JobId, tuple[JobSpec, bytes]]
+
+
+def batch_of(changes: Changes, specs: Specs | None = None) -> Batch:
+    """What is to be saved.
+
+    Args:
+        changes: of the engine.
+        specs: what is known of specs, brought up to date here; empty at first. None to remember nothing.
+    """
     ended = {epoch for epoch, _ in changes.ended}
     return Batch(
-        jobs=tuple(record_of(job) for job in changes.jobs.values()),
+        jobs=tuple([record_of(job, specs) for job in changes.jobs.values()]),
         events=tuple(
             [EventRecord(job, line.at, line.state.value, line.message, run) for job, line, run in changes.events]
         ),
@@ -38,8 +47,8 @@ def batch_of(changes: Changes) -> Batch:
     )
 
 
-def record_of(job: Job) -> JobRecord:
-    """A job as it is kept."""
+def record_of(job: Job, specs: Specs | None = None) -> JobRecord:
+    """A job as it is kept. See `batch_of`."""
     status = job.status
     return JobRecord(
         id=job.id,
@@ -50,7 +59,7 @@ def record_of(job: Job) -> JobRecord:
         name=job.name,
         submitted_at=job.submitted_at,
         ended_at=status.at if isinstance(status, Finished) else None,
-        data=_data_of(job),
+        data=_data_of(job, specs),
     )
 
 
@@ -102,10 +111,11 @@ def _encode(data: dict[str, Any]) -> bytes:
         return json.dumps(data, separators=(",", ":")).encode()
 
 
-def _data_of(job: Job) -> str:
-    spec = job.kept_spec
-    if not spec:
-        spec = job.kept_spec = _encode(_spec_out(job.spec))
+def _data_of(job: Job, specs: Specs | None) -> str:
+    known = None if specs is None else specs.pop(job.id, None)
+    spec = known[1] if known is not None and known[0] is job.spec else _encode(_spec_out(job.spec))
+    if specs is not None and not isinstance(job.status, Finished):
+        specs[job.id] = job.spec, spec
     return (b'{"spec":' + spec + b"," + _encode(_job_out(job))[1:]).decode()
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from gpusched.scheduler.codec import batch_of
+from gpusched.scheduler.codec import Specs, batch_of
 from gpusched.scheduler.core.changes import Changes
 from gpusched.scheduler.logs import log_event
 from gpusched.scheduler.ports import Store, StoreError
@@ -35,6 +35,7 @@ class Saver:
         self._on_trouble = on_trouble
         self._executor = ThreadPoolExecutor(1, "store") if store is not None else None
         self._unsaved = Changes()
+        self._specs: Specs = {}
         self.trouble: str | None = None
 
     @property
@@ -60,7 +61,7 @@ class Saver:
         if not changes:
             done(True)
             return True
-        batch = batch_of(changes)
+        batch = batch_of(changes, self._specs)
         store = self._store
         if not batch.sync:
             try:

@@ -115,8 +115,6 @@ class Job:
     #: Its place in the queue, set by the queue: lane, and key within it.
     lane: Lane = ()
     key: Key = ()
-    #: What its spec is kept as, once somebody has worked that out: it never changes.
-    kept_spec: bytes = field(default=b"", repr=False)
 
     @property
     def state(self) -> State:
