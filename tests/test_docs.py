@@ -224,6 +224,7 @@ def known_flags(program: str, words: list[str]) -> str:
     return help_of("sim gpu" if names[:2] == ["sim", "gpu"] else names[0]) + help_of("")
 
 
+@pytest.mark.slow
 @on_each_page
 def test_commands_and_flags_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

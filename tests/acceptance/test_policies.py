@@ -91,6 +91,7 @@ def test_fifo_knows_no_priority(scene: Scene) -> None:
     assert scene.order_after(holder) == "abc"
 
 
+@pytest.mark.slow
 @with_policy()
 def test_priority_is_tier_then_arrival(scene: Scene) -> None:
     holder = scene.holds()
@@ -101,6 +102,7 @@ def test_priority_is_tier_then_arrival(scene: Scene) -> None:
     assert scene.order_after(holder) == "bcda"
 
 
+@pytest.mark.slow
 @with_policy("--policy", "priority", "--aging", "100ms")
 def test_priority_is_worn_by_waiting(scene: Scene) -> None:
     """With a tier for every tenth of a second, who came a second before goes before five tiers."""
@@ -111,6 +113,7 @@ def test_priority_is_worn_by_waiting(scene: Scene) -> None:
     assert scene.order_after(holder) == "ab"
 
 
+@pytest.mark.slow
 @with_policy("--policy", "sjf")
 def test_sjf_goes_by_the_users_estimate(scene: Scene) -> None:
     holder = scene.holds()
@@ -122,6 +125,7 @@ def test_sjf_goes_by_the_users_estimate(scene: Scene) -> None:
     assert scene.order_after(holder) == "dcba"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize(("ours", "first"), [("1", "theirs"), ("100", "ours")])
 def test_fair_share_serves_who_had_less_of_what_is_due(tmp_path: Path, ours: str, first: str) -> None:
@@ -162,6 +166,7 @@ def test_fair_share_serves_who_had_less_of_what_is_due(tmp_path: Path, ours: str
                 run.close()
 
 
+@pytest.mark.slow
 @with_policy("--backfill", "none", gpus="2")
 def test_without_backfill_nobody_passes(scene: Scene) -> None:
     holder = scene.holds("--time", "1h")
@@ -170,6 +175,7 @@ def test_without_backfill_nobody_passes(scene: Scene) -> None:
     assert scene.order_after(holder) == "ab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scene", [("2",), ("2", "--backfill", "conservative")], indirect=True, ids=["easy", "conservative"]
 )
@@ -184,6 +190,7 @@ def test_with_backfill_a_short_job_passes_and_a_long_one_does_not(scene: Scene) 
     assert scene.order_after(holder) == "cab"
 
 
+@pytest.mark.slow
 def test_what_a_job_says_of_itself_arrives_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """gsrun, gsrun --detach, gpusched submit, and Python's acquire and submit; and `gpusched job` shows it."""
     words = ("--estimate", "1h30m", "--preemptible", "--signal", "sigusr1@2m")

@@ -51,6 +51,7 @@ def has(log: Path, *lines: str) -> bool:
     return log.exists() and log.read_text().splitlines()[-len(lines) :] == list(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wish", ["USR1@60s", ""], ids=["signal", "plain"])
 def test_a_batch_job_makes_room_and_finishes_later(server: Server, tmp_path: Path, wish: str) -> None:
     log = tmp_path / "log"
@@ -87,6 +88,7 @@ def test_gsrun_ends_with_its_code_and_nothing_is_left(server: Server, tmp_path: 
     assert job(server, "1")["state"] == "JOB_STATE_PREEMPTED"
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_grace(server: Server, tmp_path: Path) -> None:
     log = tmp_path / "log"
     low = gsrun(
@@ -107,6 +109,7 @@ def test_a_server_that_dies_in_the_grace(server: Server, tmp_path: Path) -> None
     assert has(log, "run", "signal", "urgent"), (log.read_text(), said)
 
 
+@pytest.mark.slow
 def test_who_ignores_it_is_killed_at_the_deadline(server: Server, tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = f"trap '' TERM USR1; echo run >>{log}; while :; do sleep 0.2; done"

@@ -75,6 +75,7 @@ def check(stories: list[dict[str, Any]], clients: int) -> None:
         assert places == sorted(places, reverse=True), f"job {story['job']} fell back in the queue: {places}"
 
 
+@pytest.mark.slow
 def test_a_few_restarts(tmp_path: Path) -> None:
     stories = storm(tmp_path, gpus=8, clients=40, kills=3, hold=0.5)
     check(stories, 40)

@@ -100,6 +100,7 @@ def test_nothing_of_a_run_shows_in_the_next(box: Box, tmp_path: Path) -> None:
     assert len(found[0].splitlines()) > 20
 
 
+@pytest.mark.slow
 def test_usage_is_that_of_one_run(box: Box) -> None:
     burn = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.5: pass'"
     first = supervisor_of(box, burn)
@@ -141,6 +142,7 @@ def test_a_supervisor_with_an_unusual_run_does_no_other(box: Box, script: str) -
     assert state_of(box.ended(box.submit("true"))) == "COMPLETED"
 
 
+@pytest.mark.slow
 def test_a_daemon_is_dead_before_the_next_run(box: Box) -> None:
     first = supervisor_of(box)
     leaves = box.submit("setsid sh -c 'trap \"\" TERM; echo daemon $$; while :; do sleep 1; done' & echo parent $PPID")
@@ -152,6 +154,7 @@ def test_a_daemon_is_dead_before_the_next_run(box: Box) -> None:
     assert str(daemon) not in [line.split()[0] for line in box.log(follows).decode().splitlines()[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attached", [False, True])
 def test_a_supervisor_killed_in_its_second_run_leaves_nothing(box: Box, attached: bool) -> None:
     first = supervisor_of(box)
@@ -173,6 +176,7 @@ def test_a_supervisor_killed_in_its_second_run_leaves_nothing(box: Box, attached
     assert box.log(after).count(b"No such process") == len(tree), "the GPU was free while something lived"
 
 
+@pytest.mark.slow
 def test_an_agent_killed_in_a_second_run_harms_it_not(box: Box, tmp_path: Path) -> None:
     first = supervisor_of(box)
     go_on = tmp_path / "go on"
@@ -214,6 +218,7 @@ def test_a_supervisor_does_so_many_runs_and_no_more(new_box: NewBox, tmp_path: P
     assert pids[3] != pids[0]
 
 
+@pytest.mark.slow
 def test_ready_supervisors_end_soon_where_nothing_comes(new_box: NewBox, tmp_path: Path) -> None:
     box = new_box("1", env=patched(tmp_path, f"{PATIENT}\nagain.IDLE_SECONDS = 1.0\n"))
     began = time.monotonic()

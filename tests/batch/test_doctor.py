@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from batch.box import Box, Gate
 from support.simulation import set_gpu
 from support.waiting import wait_until
@@ -22,6 +24,7 @@ def wrong(box: Box) -> list[tuple[str, str]]:
     return bad
 
 
+@pytest.mark.slow
 def test_doctor(new_box: NewBox, gate: Gate) -> None:
     box = new_box("4")
     box.submit(gate.words)

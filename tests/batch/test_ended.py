@@ -29,6 +29,7 @@ def set_state(box: Box, job_id: str, state: str) -> Any:
         return admin_pb2_grpc.AdminStub(channel).SetJobState(call, timeout=SOON, metadata=metadata).job
 
 
+@pytest.mark.slow
 def test_steering_a_job_that_ended_before_the_restart(new_box: NewBox) -> None:
     box = new_box("1")
     done = box.submit("true")
@@ -65,6 +66,7 @@ def test_a_run_that_is_ended_by_hand_is_among_the_attempts(new_box: NewBox, gate
     ]
 
 
+@pytest.mark.slow
 def test_the_number_of_jobs_heeds_the_node(new_box: NewBox) -> None:
     box = new_box("2x2")
     for _ in range(3):
@@ -91,6 +93,7 @@ Link._open = refuse
 """
 
 
+@pytest.mark.slow
 def test_a_quick_job_costs_no_connection(new_box: NewBox, tmp_path: Path) -> None:
     """Its supervisor has the agent tell how it ended."""
     box = new_box("2", env=patched(tmp_path, CALLS_NOBODY))

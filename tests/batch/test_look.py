@@ -84,6 +84,7 @@ def test_much_without_a_newline_costs_the_server_no_memory(shared: Box) -> None:
     assert peak_memory(pid) - before < 12 << 20
 
 
+@pytest.mark.slow
 def test_follow_over_retries_and_from_before_the_start(shared: Box) -> None:
     job_id = shared.submit("echo run $GPUSCHED_ATTEMPT; test $GPUSCHED_ATTEMPT = 3", held=True, retry=retry(5, 0.3))
     second = shared.begin("logs", "-f", "--attempt", "2", job_id)

@@ -111,6 +111,7 @@ def test_environment(shared: Box, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_failures_are_tried_again_with_growing_pauses(shared: Box, tmp_path: Path) -> None:
     script = f"date +%s.%N >>{tmp_path}/times; echo run $GPUSCHED_ATTEMPT; exit 3"
     tried, kept = shared.submit(script, retry=retry(3, 0.2, 3)), shared.submit("exit 5", retry=retry(3, 0.2, 3))
@@ -180,6 +181,7 @@ def test_after(shared: Box, gate: Gate, condition: str, script: str, state: str)
         assert shared.job(second).started_at.ToNanoseconds() >= shared.job(first).ended_at.ToNanoseconds()
 
 
+@pytest.mark.slow
 def test_begin(shared: Box) -> None:
     job_id = shared.good("submit", "--begin", "now+1500ms", "--", "true").strip()
     job = shared.job(job_id)
@@ -200,6 +202,7 @@ def test_hold(shared: Box) -> None:
     assert state_of(shared.ended(job_id)) == "COMPLETED"
 
 
+@pytest.mark.slow
 def test_time_limit_asks_and_then_kills(shared: Box) -> None:
     """One that listens ends by itself; one that does not is killed, and all that it has started with it."""
     polite = shared.submit("trap 'echo asked; exit 0' TERM; echo on; while :; do sleep 0.05; done", time_limit=1)

@@ -39,6 +39,7 @@ share, Link._share_connection = Link._share_connection, die
 """
 
 
+@pytest.mark.slow
 def test_a_lease_outlives_a_supervisor_that_dies_before_its_agent_has_a_share(new_box: NewBox, tmp_path: Path) -> None:
     """Its stream has ended, and its command lives: the GPU goes to nobody until the agent has killed it."""
     box = new_box("1", env=patched(tmp_path, DIES_BEFORE_IT_SHARES))
@@ -86,6 +87,7 @@ def test_a_report_does_not_wait_for_ever_for_a_state_that_is_gone(new_box: NewBo
     box.server.state_dir.mkdir()
 
 
+@pytest.mark.slow
 def test_peak_gpu_memory_of_the_jobs_own_processes(new_box: NewBox) -> None:
     """As seen on all its GPUs together; what sits there and is not the job's does not count."""
     from support.simulation import set_gpu

@@ -304,6 +304,7 @@ def test_a_watch_that_the_server_ends_on_a_pipe_fails(fake: FakeServer) -> None:
     assert (watching.returncode, err) == (69, "gpusched: the server stops\n")
 
 
+@pytest.mark.slow
 def test_a_gone_reader_ends_it_quietly(fake: FakeServer) -> None:
     jobs = [job(n) for n in range(20_000)]
     fake.service.answers["ListJobs"] = pb.ListJobsResponse(jobs=jobs, total_size=len(jobs))
@@ -354,6 +355,7 @@ def test_a_terminal_is_redrawn_in_place_until_interrupted(fake: FakeServer) -> N
         assert "Traceback" not in terminal.written
 
 
+@pytest.mark.slow
 def test_a_terminal_waits_for_a_scheduler_that_went_away(fake: FakeServer) -> None:
     changes: queue.Queue[Any] = queue.Queue()
     fake.service.answers["WatchJobs"] = changes
@@ -368,6 +370,7 @@ def test_a_terminal_waits_for_a_scheduler_that_went_away(fake: FakeServer) -> No
         assert not any("one" in line or "away" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_small_window_shows_what_it_can(fake: FakeServer) -> None:
     changes: queue.Queue[Any] = queue.Queue()
     fake.service.answers["WatchJobs"] = changes

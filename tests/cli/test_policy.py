@@ -54,6 +54,7 @@ def test_it_shows_everything(box: Server) -> None:
     assert policy(box)["freeze_bypasses"] == 50
 
 
+@pytest.mark.slow
 def test_only_what_is_named_changes(box: Server) -> None:
     before = policy(box)
     words = ("fair_share", "--backfill", "conservative", "--half-life", "3d", "--share", "bob=0.5", "--quota", "bob=1")

@@ -30,6 +30,7 @@ def table(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_command_gives_json(server: Server) -> None:
     with (
         Holder(server.address, 7, name="模型\N{ROCKET}", command=["python", "train.py"]) as first,
@@ -64,6 +65,7 @@ def test_every_command_gives_json(server: Server) -> None:
         assert [job["state"] for job in parsed(server, "cancel", second.id)["jobs"]] == ["JOB_STATE_CANCELLED"]
 
 
+@pytest.mark.slow
 def test_tables(server: Server) -> None:
     limit = Duration(seconds=7200)
     with (
@@ -121,6 +123,7 @@ def test_ended_jobs_are_shown_on_demand(own: Server) -> None:
     assert "exit status 3" in good(server, "job", holder.id)
 
 
+@pytest.mark.slow
 def test_two_nodes_are_told_apart(server_factory: Callable[..., Server]) -> None:
     server = server_factory("2x2")
     nodes = good(server, "nodes", "--quiet").split()
@@ -147,6 +150,7 @@ def test_a_running_job_is_told_to_end(server: Server) -> None:
         assert "your turn is over" in holder.notice().message
 
 
+@pytest.mark.slow
 def test_refusals(server: Server) -> None:
     for argv in (
         ["job", "9999"],
@@ -169,6 +173,7 @@ def test_refusals(server: Server) -> None:
     assert gpusched(server, "sim", "gpu", "88", "--util", "5").returncode == 1
 
 
+@pytest.mark.slow
 def test_simulation(server: Server) -> None:
     good(server, "sim", "gpu", "3", "--process", "4242:alice:python:11.2G", "--util", "50")
     wait_until(lambda: "FOREIGN" in good(server, "gpus"), what="the process is seen")
@@ -196,6 +201,7 @@ def test_token_is_good_for_an_administrators_call(server: Server) -> None:
 # -- no server, another's server ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reading_starts_no_server() -> None:
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as state:
@@ -229,6 +235,7 @@ def test_a_silent_server_is_given_up(
 # -- the scheduler's own program ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_serve_and_stop_become_the_schedulers_program(tmp_path: Path) -> None:
     port = str(free_port())
     environment = clean_environment(GPUSCHED_STATE_DIR=str(tmp_path), GPUSCHED_URL=f"127.0.0.1:{port}")

@@ -62,6 +62,7 @@ def as_other(server: Server) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+@pytest.mark.slow
 def test_others_see_but_do_not_touch(server: Server, as_other: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     with Holder(server.address, name="mine", command=["python", "secret.py"]) as holder:
         holder.granted()

@@ -63,6 +63,7 @@ def test_watch_gpus_prints_what_changed(server: Server, interrupted: Callable[..
         interrupted(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "found"), [(["status"], "paused: tea"), (["status", "--json"], '"pause_reason":"tea"')]
 )
@@ -74,6 +75,7 @@ def test_watch_status(server: Server, argv: list[str], found: str, interrupted: 
         interrupted(process)
 
 
+@pytest.mark.slow
 def test_watch_nodes(server: Server, interrupted: Callable[..., None]) -> None:
     with watching(server, "nodes", "--json") as process:
         assert json.loads(next_line(process, "nodes"))["nodes"][0]["gpus_free"] == 8
@@ -100,6 +102,7 @@ def test_watch_job_ends_with_the_job(server: Server) -> None:
             assert raw.returncode == 0
 
 
+@pytest.mark.slow
 def test_watch_explain_ends_with_the_job(server: Server) -> None:
     with Holder(server.address, 8) as first, Holder(server.address, 1) as second:
         first.granted()
@@ -111,6 +114,7 @@ def test_watch_explain_ends_with_the_job(server: Server) -> None:
             assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_watch_on_a_terminal_outlives_the_server(own: Server) -> None:
     server = own
     with Terminal(["gpus", "--watch"], server.env) as terminal:

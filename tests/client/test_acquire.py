@@ -117,6 +117,7 @@ def test_memory_and_model_are_asked_for(client):
         assert (job.gpu_memory_bytes, job.gpu_model) == (70 * 2**30, "simulated")
 
 
+@pytest.mark.slow
 def test_many_in_a_row_leave_nothing_behind(here):
     def descriptors():
         return len(os.listdir("/proc/self/fd"))
@@ -169,6 +170,7 @@ def test_updates_until_the_grant(one_gpu):
         ticket.start()
 
 
+@pytest.mark.slow
 def test_on_update_is_called_in_this_thread(one_gpu):
     first, seen = acquire(), []
 
@@ -225,6 +227,7 @@ def test_a_dropped_ticket_leaves_the_queue(one_gpu):
         wait_until(lambda: one_gpu.status().jobs_queued == 0)
 
 
+@pytest.mark.slow
 def test_a_ticket_that_nobody_waits_for_takes_no_gpus(one_gpu):
     first = acquire()
     first.start()
@@ -296,6 +299,7 @@ def test_the_servers_own_checks_name_the_field(here):
 # -- losing it ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cancelled_lease_is_noticed_then_lost(one_gpu):
     noticed, lost = threading.Event(), []
     seen = []
@@ -334,6 +338,7 @@ def test_a_block_that_ends_in_time_loses_nothing(one_gpu):
     assert one_gpu.job(lease.job_id).state is JobState.CANCELLED
 
 
+@pytest.mark.slow
 def test_an_exception_in_a_lost_block_gets_a_note(one_gpu):
     with pytest.raises(ZeroDivisionError) as caught, acquire(on_lost=lambda error: None) as lease:
         one_gpu.cancel(lease.job_id)
@@ -370,6 +375,7 @@ def test_the_time_limit(client):
     assert client.job(lease.job_id).state is JobState.TIMED_OUT
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_ends_nothing(server_factory, use_server, caplog):
     """But a wait whose time is over."""
     server = server_factory("1")

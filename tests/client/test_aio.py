@@ -202,6 +202,7 @@ async def test_errors_are_the_same(one_gpu):
             await acquire(nested="new", max_wait="0.2s")
 
 
+@pytest.mark.slow
 async def test_callbacks_are_called_in_the_loop(one_gpu):
     noticed, lost = asyncio.Event(), asyncio.Event()
     threads = []

@@ -14,6 +14,7 @@ from support.waiting import wait_until
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
 def test_example(path, server, tmp_path):
     with Client(server.address) as client:

@@ -75,6 +75,7 @@ def test_kill_9_while_waiting_leaves_the_queue(one_gpu, client):
         wait_until(lambda: client.status().jobs_queued == 0, FREED_SECONDS)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_and_in_the_block(one_gpu, client):
     code = """
         import time
@@ -101,6 +102,7 @@ def test_ctrl_c_while_waiting_and_in_the_block(one_gpu, client):
     assert (job.state, job.outcome.message.endswith("KeyboardInterrupt")) == (JobState.FAILED, True)
 
 
+@pytest.mark.slow
 def test_a_stopped_owner_keeps_its_lease(one_gpu, client):
     with Script(HOLD_WITH_FORKED_CHILDREN, one_gpu.env) as script:
         job_id = script.line().split()[1]
@@ -109,6 +111,7 @@ def test_a_stopped_owner_keeps_its_lease(one_gpu, client):
         assert client.job(job_id).state is JobState.RUNNING
 
 
+@pytest.mark.slow
 def test_a_stopped_waiter_does_not_sit_on_gpus(one_gpu, client):
     code = """
         from gpusched.client import acquire

@@ -164,6 +164,7 @@ def test_a_grant_that_was_not_confirmed_is_taken_up_again(started):
     assert ended(lease.job_id).state is JobState.COMPLETED
 
 
+@pytest.mark.slow
 def test_a_block_that_ends_before_its_helper_is_back(started):
     ticket = acquire()
     ticket.start()
@@ -243,6 +244,7 @@ AWAY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_an_owner_that_ends_while_nobody_is_there_leaves_nothing(started, how):
     with Script(AWAY, started.env) as script:

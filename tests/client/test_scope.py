@@ -96,6 +96,7 @@ def run_inside(gpus=1):
         return line, script.errors
 
 
+@pytest.mark.slow
 def test_a_subprocess_shares(client):
     with acquire(2) as outer:
         line, errors = run_inside()
@@ -108,6 +109,7 @@ def test_a_subprocess_shares(client):
             assert run_inside(2)[0].startswith("NotSatisfiable")
 
 
+@pytest.mark.slow
 def test_a_subprocess_shares_while_the_scheduler_is_away(own):
     with pytest.warns(GpuschedWarning, match="away"), acquire(2) as outer:
         own.kill()

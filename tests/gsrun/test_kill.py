@@ -72,6 +72,7 @@ def assert_all_dead_then_released(run: Gsrun, waiter: Gsrun) -> None:
     assert_nothing_lived(run, waiter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("stubborn",)], ids=["plain", "stubborn"])
 @pytest.mark.parametrize("victim", ["front", "holder", "command", "group"])
 def test_one_is_killed(gsrun: Start, stub: Stub, victim: str, more: tuple[str, ...]) -> None:
@@ -98,6 +99,7 @@ def test_one_is_killed(gsrun: Start, stub: Stub, victim: str, more: tuple[str, .
 SLOWER = pytest.mark.slow  # the more ways to die: one of each kind is enough in a hurry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
@@ -147,6 +149,7 @@ def test_both_of_ours_are_killed(gsrun: Start) -> None:
     assert waiter.wait() == 0
 
 
+@pytest.mark.slow
 def test_lease_outlives_the_holder_until_the_front_has_killed(gsrun: Start) -> None:
     """The front shares the holder's connection: frozen, it keeps the lease of a holder that was killed."""
     run, _ = start_forest(gsrun)
@@ -170,6 +173,7 @@ def test_front_killed_while_the_holder_is_stopped(gsrun: Start) -> None:
     assert_all_dead_then_released(run, waiter)
 
 
+@pytest.mark.slow
 def test_stopped_holder_keeps_the_lease(gsrun: Start, stub: Stub) -> None:
     run = gsrun(*ALL, "sh", "-c", "echo up; exec sleep 100")
     run.wait_for_out("up")

@@ -121,6 +121,7 @@ def test_dry_run(gsrun: Start, busy: Gsrun) -> None:
     assert run.err == ""
 
 
+@pytest.mark.slow
 def test_dry_run_of_certain_gpus(gsrun: Start, busy: Gsrun) -> None:
     """Conditions decide what would be had, and what can never be had is refused with what there is."""
     run = gsrun("--dry-run", "--gpu-id", "2,1")
@@ -175,6 +176,7 @@ def test_frozen_waiter_is_passed_over_and_comes_back(gsrun: Start, busy: Gsrun, 
 # -- a scheduler that is not there, or goes ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_servers_death_does_not_end_a_command(own: Server, at: Start) -> None:
     go = own.state_dir / "go"
     run = at("sh", "-c", f"echo up; until [ -e {go} ]; do sleep 0.05; done; echo done; exit 6")
@@ -222,6 +224,7 @@ def test_no_server(idle: Server) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_not_gpusched(idle: Server) -> None:
     """A web server on the port."""
     script = (
@@ -242,6 +245,7 @@ def test_not_gpusched(idle: Server) -> None:
     assert f"what listens at 127.0.0.1:{port} does not answer as a scheduler does" in done.stderr
 
 
+@pytest.mark.slow
 def test_autostart_outlives_gsrun(idle: Server) -> None:
     """With no server, one is started, said so once, and it is no child that gsrun would end."""
     with Server("2") as prepared:

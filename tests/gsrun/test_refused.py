@@ -109,6 +109,7 @@ def test_gpus_of_another_node(idle: Server) -> None:
     assert code == 2
 
 
+@pytest.mark.slow
 def test_second_node_is_never_handed_to_a_local_command() -> None:
     with Server("2x1") as server:
         code, err = refused(server, "-n", "2", "true")

@@ -155,6 +155,7 @@ def test_restart_after_restart(own: Server, at: Start, box: Box) -> None:
     assert box.job("1").outcome.exit_status == 6
 
 
+@pytest.mark.slow
 def test_gpus_of_a_holder_that_is_not_back_yet_go_to_nobody(own: Server, at: Start) -> None:
     ticking = Ticking(own, at, "-n", "2")
     holder = ticking.run.holder
@@ -248,6 +249,7 @@ def assert_lost(ticking: Ticking, on_lost: str, why: str) -> None:
     assert ticking.run.err.count("\n") == ticking.run.err.count("away") + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [SHORT], indirect=True)
 def test_too_late_to_come_back(own: Server, at: Start, box: Box, on_lost: str) -> None:
     """A holder that was frozen for longer than the window."""
@@ -263,6 +265,7 @@ def test_too_late_to_come_back(own: Server, at: Start, box: Box, on_lost: str) -
     assert box.job("2").state == job_pb2.JOB_STATE_RUNNING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attached", [True, False], ids=["told", "refused"])
 def test_moved_by_hand(own: Server, at: Start, box: Box, on_lost: str, attached: bool) -> None:
     ticking = Ticking(own, at, "-n", "2", "--on-lost", on_lost)
@@ -336,6 +339,7 @@ def test_another_state_in_its_place(own: Server, at: Start, tmp_path: Path) -> N
 # -- it does not come back ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_ends_while_the_scheduler_is_away(own: Server, at: Start, box: Box) -> None:
     ticking = Ticking(own, at, "-n", "1")
     own.kill()
@@ -348,6 +352,7 @@ def test_the_command_ends_while_the_scheduler_is_away(own: Server, at: Start, bo
     assert ticking.run.err == HOLDING
 
 
+@pytest.mark.slow
 def test_the_time_limit_is_kept_while_the_scheduler_is_away(own: Server, at: Start) -> None:
     ticking = Ticking(own, at, "-n", "1", "--time", "1s")
     own.kill()

@@ -140,6 +140,7 @@ def test_refused_by_the_state_that_granted(fake: FakeScheduler, running: Gsrun) 
     assert "gsrun: the scheduler took the GPUs back: it was late; ending the command" in running.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["", "another"])
 def test_refused_by_anybody_else(fake: FakeScheduler, running: Gsrun, tmp_path: Path, state: str) -> None:
     fake.turn_away = [state, state, state]
@@ -164,6 +165,7 @@ def test_taken_in_by_another_state(start: Start, fake: FakeScheduler, running: G
     assert running.wait() == 4
 
 
+@pytest.mark.slow
 def test_tries_are_paced(fake: FakeScheduler, running: Gsrun, tmp_path: Path) -> None:
     """A server that refuses at once is not stormed."""
     fake.turn_away = [""] * 100
@@ -244,6 +246,7 @@ def test_a_waiter_that_has_waited_enough_does_not_queue_anew(fake: FakeScheduler
     assert len(fake.requests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user as well")
 def test_a_program_of_another_user_is_told_nothing(start: Start, tmp_path: Path) -> None:
     """It may take the port of a scheduler that is away, and would learn the secret, or end commands."""
@@ -276,6 +279,7 @@ def test_a_program_of_another_user_is_told_nothing(start: Start, tmp_path: Path)
         assert run.wait() == 4
 
 
+@pytest.mark.slow
 def test_a_waiter_outlasts_errors_that_are_no_verdict(fake: FakeScheduler, start: Start) -> None:
     run = start("echo", "ran")
     fake.queue("needs 1 GPU, 0 free")

@@ -77,6 +77,7 @@ def test_history_has_the_outcome(gsrun: Start, stub: Stub) -> None:
     assert (job.state, job.outcome.signal) == (job_pb2.JOB_STATE_FAILED, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_gpus_are_free_when_it_returns(gsrun: Start, stub: Stub) -> None:
     """A script's next line must find them, not find them a moment later."""
     for _ in range(5):

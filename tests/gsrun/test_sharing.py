@@ -30,6 +30,7 @@ def one(compiled: dict[str, str]) -> Iterator[Make]:
             run.close()
 
 
+@pytest.mark.slow
 def test_two_run_on_one_gpu_and_a_third_waits(one: Make) -> None:
     show = "echo up $CUDA_VISIBLE_DEVICES $GPUSCHED_GPU_MEMORY; exec sleep 100"
     first = one(*SHARE, "40G", "sh", "-c", show)

@@ -114,6 +114,7 @@ def test_control_z_fg_bg(terminal: Terminal, stub: Stub) -> None:
     assert "0" in terminal.run("echo $?")
 
 
+@pytest.mark.slow
 def test_stopped_by_kill_of_the_job_and_continued(terminal: Terminal) -> None:
     """SIGSTOP to the whole group and `fg`: the front must not stop itself once more after the fg."""
     for _ in range(3):
@@ -130,6 +131,7 @@ def test_stopped_by_kill_of_the_job_and_continued(terminal: Terminal) -> None:
         terminal.expect(re.escape(Terminal.PROMPT))
 
 
+@pytest.mark.slow
 def test_pipeline_under_job_control(terminal: Terminal) -> None:
     terminal.type("$GSRUN sh -c 'echo one; sleep 0.5; echo two' | $GSRUN cat\n")
     terminal.expect("\none")
@@ -196,6 +198,7 @@ def test_control_c_while_queued(terminal: Terminal, busy: Gsrun, stub: Stub) -> 
     assert "\nran" not in terminal.text
 
 
+@pytest.mark.slow
 def test_control_z_while_queued_keeps_the_place(terminal: Terminal, busy: Gsrun, gsrun: Start, stub: Stub) -> None:
     terminal.type("$GSRUN -n 4 sh -c 'echo ran first'\n")
     terminal.expect("1st of 1 in the queue")

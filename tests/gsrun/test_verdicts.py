@@ -185,6 +185,7 @@ def test_text_from_elsewhere_cannot_drive_the_terminal(fake: FakeScheduler, star
     assert run.wait() == 0
 
 
+@pytest.mark.slow
 def test_flood_of_updates(fake: FakeScheduler, start: Start) -> None:
     """Ten thousand places in a moment cost neither the lease nor the answer to the grant."""
     run = start("-q", "echo", "ran")

@@ -253,6 +253,7 @@ async def test_a_message_beyond_the_size_limit(client: Client) -> None:
     await stream.nothing_for(0.1)
 
 
+@pytest.mark.slow
 async def test_a_small_message_that_unpacks_to_a_big_one(box: Server, client: Client) -> None:
     channel = grpc.aio.insecure_channel(box.address, options=OPTIONS, compression=grpc.Compression.Gzip)
     try:

@@ -77,6 +77,7 @@ async def crowd(client: Client, count: int, **fields: Any) -> list[Any]:
     return streams
 
 
+@pytest.mark.slow
 async def test_pages_have_everything_once_and_in_order(client: Client) -> None:
     running = [await client.holder(1) for _ in range(8)]
     waiting = await crowd(client, 180)

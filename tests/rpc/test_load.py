@@ -56,6 +56,7 @@ async def test_thousands_of_calls_at_once_are_all_answered(box: Server, client: 
             await channel.close()
 
 
+@pytest.mark.slow
 async def test_the_first_of_a_crowd_gets_gpus_while_it_is_still_coming_in(client: Client) -> None:
     streams = [client.acquire(1, auto_confirm=True) for _ in range(400)]
     granted = [asyncio.create_task(stream.until("granted")) for stream in streams]
@@ -93,6 +94,7 @@ def crowd_of_the_deaf(request: pytest.FixtureRequest, box: Server) -> Iterator[C
         connection.close()
 
 
+@pytest.mark.slow
 async def test_who_does_not_read_costs_little_and_delays_nobody(
     box: Server, client: Client, crowd_of_the_deaf: Callable[[], None]
 ) -> None:

@@ -146,6 +146,7 @@ async def test_a_released_gpu_goes_on_once_it_was_seen_to_be_empty(box: Box) -> 
     assert sorted(uuid for uuid, _ in box.inventory.looks) == ["a", "b"]
 
 
+@pytest.mark.slow
 async def test_a_dirty_gpu_is_looked_at_ever_more_seldom(box: Box) -> None:
     first = box.submit(2)
     await box.running(first)

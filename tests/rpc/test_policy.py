@@ -196,6 +196,7 @@ async def test_a_new_policy_orders_who_waits_already(operator: Client) -> None:
     await short.granted()
 
 
+@pytest.mark.slow
 async def test_the_live_policy_outlives_the_server_and_a_reset_forgets_it(connect: Callable[..., Client]) -> None:
     with Server("2", args=("--policy", "sjf", "--aging", "5h")) as server:
         client = connect(server.address, await admin_token(server.address))

@@ -114,6 +114,7 @@ async def test_a_killed_process_with_many_streams_frees_all_of_them(client: Clie
     assert (await client.status()).jobs_queued == 0
 
 
+@pytest.mark.slow
 async def test_a_stopped_holder_keeps_its_lease(client: Client, start: Callable) -> None:
     """Ctrl-Z is no end: nothing is asked of a confirmed local holder but that its socket stays open."""
     worker = await start(4)
@@ -156,6 +157,7 @@ async def test_a_frozen_waiter_at_the_head_does_not_sit_on_the_gpus(client: Clie
     assert (await client.job(frozen.job_id)).state == job_pb2.JOB_STATE_RUNNING
 
 
+@pytest.mark.slow
 async def test_two_frozen_waiters_cost_one_window_each(client: Client, start: Callable) -> None:
     holder = await client.holder(4)
     sleepers = [await start(4), await start(2)]

@@ -36,6 +36,7 @@ async def ended(server: Server) -> int:
     return int(process.returncode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_holders_are_told_before_the_server_goes(mortal: Server, number: signal.Signals) -> None:
     assert mortal.process is not None
@@ -84,6 +85,7 @@ async def test_holders_are_told_before_the_server_goes(mortal: Server, number: s
     assert "end job=" not in log
 
 
+@pytest.mark.slow
 async def test_streams_that_nobody_reads_do_not_keep_it(mortal: Server) -> None:
     assert mortal.process is not None
     client = Client(mortal.address)
@@ -128,6 +130,7 @@ def attempt(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 async def test_a_second_server_on_the_port_is_refused(box: Server, client: Client, tmp_path: Path) -> None:
     stream = await client.holder(1)
     status, said = await asyncio.to_thread(attempt, "--port", str(box.port), "--state-dir", str(tmp_path))
@@ -153,6 +156,7 @@ async def test_a_second_server_on_the_state_directory_is_refused(box: Server, cl
     assert (await client.status()).jobs_running == 1
 
 
+@pytest.mark.slow
 async def test_kill_9_leaves_nothing_that_keeps_the_next_one_from_starting(
     server_factory: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_reason_of_any_alphabet_reaches_the_holder(client: Client) -> No
     assert got.message.endswith("\U0001f600…")
 
 
+@pytest.mark.slow
 async def test_the_time_limit_is_announced_and_then_enforced(client: Client) -> None:
     stream = await client.holder(8, time_limit=1.0)
     assert at(stream.grant.expires_at) - at(stream.grant.granted_at) == pytest.approx(1.0, abs=0.01)

@@ -191,6 +191,7 @@ def test_a_server_that_is_there_only_later(
     assert one.runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "status",
     [
@@ -369,6 +370,7 @@ def test_a_cancel_after_the_clock_was_set_leaves_the_grace(
     assert time.monotonic() - began > 0.5
 
 
+@pytest.mark.slow
 def test_a_cancel_shortens_a_grace_that_is_running(fake: Callable[..., Scheduler], work: Callable[..., Work]) -> None:
     scheduler = fake()
     one = work(scheduler, deaf=True, grace=600.0, time_limit=1.0)
@@ -383,6 +385,7 @@ def test_a_cancel_shortens_a_grace_that_is_running(fake: Callable[..., Scheduler
 # -- a real server -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_server_comes_back_with_its_state(
     server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
 ) -> None:
@@ -457,6 +460,7 @@ def test_another_state_at_the_same_port_ends_nothing(
     assert job.wait().outcome.signal == signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_frozen_server_ends_nothing(
     server_factory: Callable[..., Server], runner: Runner, lease: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_time_limit_asks_first(begin: Begin) -> None:
     assert sorted(lines(run)) == sorted(["up", said, "asked"])
 
 
+@pytest.mark.slow
 def test_time_limit_then_kills_all_of_a_tree_that_does_not_listen(begin: Begin) -> None:
     began = time.monotonic()
     job, _ = begin(sys.executable, FOREST, "20", "stubborn", time_limit=1.0, grace=0.5)
@@ -193,6 +194,7 @@ def used(shared_runner: Runner, tmp_path: Path) -> Iterator[Callable[..., schedu
     scheduler.stop()
 
 
+@pytest.mark.slow
 def test_usage(used: Callable[..., scheduler_pb2.ReleaseRequest]) -> None:
     began = time.monotonic()
     usage = used((sys.executable, "-c", BURN), "GPU-1,GPU-2").usage

@@ -199,6 +199,7 @@ def test_a_death_before_it_serves_points_to_the_log(tmp_path: Path) -> None:
     assert "bang" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_gets_ready_is_ended(tmp_path: Path) -> None:
     script = DETACH + "Path(sys.argv[1]).with_name('pid').write_text(str(os.getpid())); time.sleep(60)"
     done = run(script, tmp_path / "server.log", timeout=1.0)

@@ -123,6 +123,7 @@ def test_nodes_matter(tmp_path: Path) -> None:
     assert "1 job on 32 GPUs in 6 nodes (consolidate); estimates: exact run times" in good(path, "--nodes", "2x8,4x4")
 
 
+@pytest.mark.slow
 def test_bad_logs(log: Path, tmp_path: Path) -> None:
     assert refused(1, log, "--gpus", "4") == (
         f"{log}:7: job 9 needs 64 GPUs, and there are 4 (jobs like that: 1); --skip-too-large leaves them out"
@@ -136,6 +137,7 @@ def test_bad_logs(log: Path, tmp_path: Path) -> None:
     assert "has no requested times; with --estimate exact" in refused(1, log, "--gpus", "1", "--estimate", "limit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -160,6 +162,7 @@ def test_wrong_usage(words: tuple[str, ...], said: str, log: Path) -> None:
     assert text.startswith("simulate: ") and said in text
 
 
+@pytest.mark.slow
 def test_a_log_must_be_named() -> None:
     assert "name a LOG" in refused(2)
     text = subprocess.run(
@@ -178,17 +181,20 @@ def test_help() -> None:
         assert option in text
 
 
+@pytest.mark.slow
 def test_a_picture(log: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     good(log, *BOX, "--plot", tmp_path / "a.svg")
     assert "<svg" in (tmp_path / "a.svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_said(log: Path, tmp_path: Path) -> None:
     starts = tmp_path / "none" / "starts.csv"
     assert refused(1, log, *BOX, "--starts", starts) == f"cannot write {starts}: No such file or directory"
 
 
+@pytest.mark.slow
 def test_from_history(server: Server) -> None:
     """Its own jobs, on a machine of its own size, asked for over gRPC."""
     for number in range(3):
