@@ -70,6 +70,7 @@ def test_a_batch_job_makes_room_and_finishes_later(server: Server, tmp_path: Pat
     assert [attempt["state"] for attempt in found["attempts"]] == ["JOB_STATE_PREEMPTED", "JOB_STATE_COMPLETED"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wish", ["USR1@60s", ""], ids=["signal", "plain"])
 def test_gsrun_ends_with_its_code_and_nothing_is_left(server: Server, tmp_path: Path, wish: str) -> None:
     log = tmp_path / "log"

@@ -121,6 +121,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_supervisor_that_was_changed_does_no_other_run(box: Box, change: str) -> None:
     if change == "cpus" and len(os.sched_getaffinity(0)) < 2:
@@ -134,6 +135,7 @@ def test_a_supervisor_that_was_changed_does_no_other_run(box: Box, change: str) 
     assert is_dead(pid) == bool(change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["kill -9 $$", "kill -HUP $PPID; sleep 0.01", "setsid sleep 1000 & :", "(sleep 0.05; exit) &"]
 )

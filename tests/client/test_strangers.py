@@ -102,6 +102,7 @@ def test_silence(silent_listener):
     assert time.monotonic() - began < 12
 
 
+@pytest.mark.slow
 @every_way
 def test_a_web_server(way, web_server):
     with pytest.raises(GpuschedError) as caught:

@@ -372,6 +372,7 @@ def waiting_for_nobody(own: Server, at: Start) -> Iterator[Gsrun]:
     yield waiter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_wait_for_a_scheduler_that_is_away(waiting_for_nobody: Gsrun, number: int, code: int) -> None:
     waiting_for_nobody.signal(number)

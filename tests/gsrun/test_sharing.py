@@ -53,6 +53,7 @@ def test_cores_without_a_gpu(one: Make) -> None:
     assert run.wait(QUICK) == 0 and run.out == "[] 2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -83,6 +83,7 @@ def box() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", METHODS)
 async def test_nonsense(box: Server, connect: Callable[..., Client], operator: Client, path: str) -> None:
     """As the server's user with the administrator's token, to whom nothing is forbidden."""
