@@ -16,9 +16,6 @@ from gpusched.scheduler.core.moves import Moves
 from gpusched.scheduler.core.planner import Pass
 from gpusched.scheduler.core.states import Gate, Outcome, Queued, Running, State
 
-#: Holders send the signal so many seconds early: they kill before the deadline, and have clocks of their own.
-_SIGNAL_SLACK = 3.0
-
 
 class Duties(Moves):
     """Moves that nobody asks for."""

@@ -10,25 +10,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, overuse, recovery
+from gpusched.scheduler.core import admission, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.deadlines import Due
-from gpusched.scheduler.core.duties import Duties
 from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
-from gpusched.scheduler.core.model import Condition, NodeInfo
+from gpusched.scheduler.core.model import NodeInfo
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.sharing import stamped
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
+from gpusched.scheduler.core.upkeep import Upkeep
 
 #: Holders send the signal so many seconds early: they kill before the deadline, and have clocks of their own.
 _SIGNAL_SLACK = 3.0
 
 
-class Engine(Duties):
+class Engine(Upkeep):
     """One scheduler.
 
     Args:
@@ -381,79 +381,6 @@ class Engine(Duties):
             self._regate(job, now, f"{'held' if job.held else 'no longer held'}{by}")
         self._changes.jobs[job.id] = job
         self._out.append(do.JobChanged(job.id))
-
-    def _on_halt(self, event: ev.Halt, now: float) -> None:
-        self.halted = event.reason
-        self._out.append(do.QUEUE_CHANGED)
-        self.pass_wanted = True
-
-    def _on_pause(self, event: ev.Pause, now: float) -> None:
-        self.paused = event.reason
-        self._changes.settings[recovery.PAUSED] = event.reason
-        self._out.append(do.QUEUE_CHANGED)
-        self.pass_wanted = True
-
-    def _on_set_policy(self, event: ev.SetPolicy, now: float) -> None:
-        waiting = list(self.queue)
-        self.settings = replace(self.settings, policy=event.policy)
-        self.usage.set_half_life(event.policy.half_life, now)
-        self.queue = self._make_queue()
-        if self.quotas is not None:
-            for job in [*self.running.values(), *(self.jobs[each] for each in self.claims)]:
-                self.quotas.take(job.spec.owner.name, job.request.gpus)
-        for job in waiting:
-            job.starved = False
-            self._enqueue(job)
-        self.queue.arrange(now)
-        self._changes.settings[recovery.POLICY] = event.kept
-        self._out.append(do.QUEUE_CHANGED)
-        self.pass_wanted = True
-
-    # -- devices -----------------------------------------------------------------------------------------
-
-    def _on_observe(self, event: ev.Observe, now: float) -> None:
-        changed = []
-        for seen in event.seen:
-            device = self.pool.devices[seen.uuid]
-            condition, message = seen.condition, seen.message
-            holders = device.holders
-            if condition is Condition.FOREIGN:
-                for holder in holders:
-                    if holder not in device.warned:
-                        device.warned.add(holder)
-                        self._out.append(do.Notify(holder, NoticeKind.GPU_FOREIGN, message))
-            if device.holder is not None and condition is not Condition.UNHEALTHY:
-                condition, message = Condition.CLEAN, ""
-            if device.shares and overuse.note(self, device, seen.taken, now):
-                changed.append(seen.uuid)
-            before = device.condition
-            if not self.pool.observe(seen.uuid, condition, message):
-                continue
-            changed.append(seen.uuid)
-            if condition is Condition.UNHEALTHY and before is not Condition.UNHEALTHY:
-                self._out += [do.Notify(holder, NoticeKind.GPU_UNHEALTHY, message) for holder in holders]
-        if changed:
-            self._out += [do.DevicesChanged(tuple(dict.fromkeys(changed))), do.QUEUE_CHANGED]
-            self.pass_wanted = True
-
-    def _on_drain(self, event: ev.Drain, now: float) -> None:
-        if event.node:
-            self.pool.drain_node(event.node, event.reason)
-            devices = tuple(device.uuid for device in self.pool.nodes[event.node].devices)
-            self._changes.settings[recovery.DRAINED_NODE + event.node] = event.reason
-        else:
-            self.pool.drain(event.devices, event.reason)
-            devices = event.devices
-            for uuid in devices:
-                self._changes.settings[recovery.DRAINED + uuid] = event.reason
-        if event.reason is not None:
-            what = f"node {event.node}" if event.node else "a GPU of this lease"
-            told = {holder for uuid in devices for holder in self.pool.devices[uuid].holders}
-            for holder in sorted(told):
-                text = f"{what} is taken out of service ({event.reason}); finish when you can"
-                self._out.append(do.Notify(holder, NoticeKind.DRAIN, text))
-        self._out += [do.DevicesChanged(devices), do.QUEUE_CHANGED]
-        self.pass_wanted = True
 
 
 def _was_signalled(job: Job, deadline: float, now: float) -> bool:

@@ -9,10 +9,10 @@ from gpusched.scheduler.core.classify import format_bytes
 from gpusched.scheduler.core.pool import Device
 
 if TYPE_CHECKING:
-    from gpusched.scheduler.core.engine import Engine
+    from gpusched.scheduler.core.moves import Moves
 
 
-def note(engine: Engine, device: Device, taken: tuple[tuple[int, int], ...], now: float) -> bool:
+def note(engine: Moves, device: Device, taken: tuple[tuple[int, int], ...], now: float) -> bool:
     """Tell those who take more of a device than their shares, once until they no longer do.
 
     Args:
