@@ -69,9 +69,9 @@ def test_new_lease_on_demand(gsrun: Start) -> None:
 
 
 def test_options_without_effect_are_named(gsrun: Start) -> None:
-    run = gsrun("sh", "-c", f"{INNER} --time 1h --name x true")
+    run = gsrun("sh", "-c", f"{INNER} --time 1h --name x --url 127.0.0.1:1 true")
     assert run.wait() == 0
-    assert "this has no effect: --time, --name" in run.err
+    assert "this has no effect: --time, --name, --url" in run.err
 
 
 def test_environment_that_outlived_its_lease(gsrun: Start, idle: Server) -> None:

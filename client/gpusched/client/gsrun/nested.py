@@ -31,6 +31,7 @@ _WITHOUT_EFFECT = (
     "--spread",
     "--leave-children",
     "--on-lost",
+    "--url",
 )
 
 
