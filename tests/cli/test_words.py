@@ -55,6 +55,14 @@ def test_an_ended_job_shows_how_long_it_ran_and_how_it_ended() -> None:
     [
         (job_pb.Reason(code=job_pb.REASON_CODE_PRIORITY, ahead_job_id="5", message="long"), "behind job 5"),
         (
+            job_pb.Reason(
+                code=job_pb.REASON_CODE_RESOURCES,
+                message="needs 10 GiB of a GPU, at most 6 GiB left; GPU 0 is shared by ann (job 3, 74 GiB)",
+                gpus_needed=1,
+            ),
+            "needs 10 GiB of a GPU, at most 6 GiB left",
+        ),
+        (
             job_pb.Reason(code=job_pb.REASON_CODE_PAUSED, message="scheduling is paused: tea"),
             "paused: tea",
         ),

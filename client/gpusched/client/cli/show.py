@@ -133,8 +133,11 @@ def waiting(reason: Any) -> str:
     """Why a job waits, in a few words; the server's sentence where there are none."""
     from gpusched.v1 import job_pb2
 
-    if reason.code == job_pb2.REASON_CODE_RESOURCES and reason.gpus_needed:
-        return f"needs {reason.gpus_needed}, {reason.gpus_free} free"
+    if reason.code == job_pb2.REASON_CODE_RESOURCES:
+        if str(reason.message).startswith(f"needs {reason.gpus_needed} GPU"):
+            return f"needs {reason.gpus_needed}, {reason.gpus_free} free"
+        # Memory of a GPU, cores or memory of a host: counts of GPUs would say nothing.
+        return str(reason.message).partition(";")[0].partition(". ")[0]
     if reason.code == job_pb2.REASON_CODE_PRIORITY and reason.ahead_job_id:
         return f"behind job {reason.ahead_job_id}"
     if reason.code == job_pb2.REASON_CODE_UNCONFIRMED:
