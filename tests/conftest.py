@@ -12,9 +12,10 @@ from hypothesis import settings
 from support.server import Server
 
 # In CI the same examples each time: a change is judged by what it changes. At a desk Hypothesis goes on looking.
-settings.register_profile("ci", derandomize=True, print_blob=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No deadlines: how long an example takes is the machine's affair.
+settings.register_profile("desk", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 # Started in the background of a script, or under nohup, we ignore these; and so would all that the tests start.
