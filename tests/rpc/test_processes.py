@@ -64,6 +64,8 @@ async def start(box: Server, connect: Callable[..., Client]) -> AsyncIterator[Ca
             *(sys.executable, str(Path(__file__).with_name("worker.py")), box.address, *map(str, arguments)),
             stdout=asyncio.subprocess.PIPE,
             env=clean_environment(),
+            # While one is stopped, the kernel may hang up on its whole group, when that is orphaned: not on the tests'.
+            process_group=0,
         )
         workers.append(Worker(process))
         return workers[-1]

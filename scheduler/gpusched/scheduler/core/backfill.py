@@ -28,6 +28,25 @@ class Start:
 class Candidates:
     """What a pass knows so far: who waits, what is promised to them, and whom they block. See `planner.Pass`."""
 
+    __slots__ = (
+        "_backfill",
+        "_blocked",
+        "_blockers",
+        "_borrowers",
+        "_ends",
+        "_last",
+        "_now",
+        "_policy",
+        "_pool",
+        "_queue",
+        "_quotas",
+        "_set_aside_after",
+        "_slots",
+        "_wished",
+        "_with_claims",
+        "reservations",
+    )
+
     def __init__(
         self,
         queue: JobQueue,

@@ -37,6 +37,8 @@ class Pass(Candidates):
         claimed: jobs that start from devices that are kept for them, and not by a pass.
     """
 
+    __slots__ = ()
+
     def starts(self) -> Iterator[Start]:
         """Decide what starts."""
         queue = self._queue
