@@ -53,6 +53,8 @@ class Client:
         self._number = number
         self._token = ""
         self._granted: tuple[str, int, float] | None = None
+        #: What it has asked the server to take back.
+        self._released: tuple[str, int, float, float] | None = None
 
     async def run(self) -> None:
         pause = 0.1
@@ -65,6 +67,10 @@ class Client:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 2, 1.0)
                     continue
+                if error.code() is grpc.StatusCode.ABORTED and self._released is not None:
+                    # It had heard that, and was killed before it could say so.
+                    self.story.held.append(self._released)
+                    return
                 self.story.trouble = f"{error.code().name}: {error.details()}"
                 return
 
@@ -117,6 +123,7 @@ class Client:
         _, epoch, since = self._granted
         await asyncio.sleep(max(0.0, since + self._hold * random.uniform(0.5, 1.5) - time.monotonic()))
         until = time.monotonic()
+        self._released = (device, epoch, since, until)
         release = scheduler_pb2.ReleaseRequest(job_id=granted.job_id, resume_token=self._token, epoch=epoch)
         release.outcome.exit_status = 0
         try:
@@ -125,7 +132,7 @@ class Client:
             # Released, and the answer was lost with the server: the lease is over all the same.
             if error.code() is not grpc.StatusCode.ABORTED or self.story.attaches == 0:
                 raise
-        self.story.held.append((device, epoch, since, until))
+        self.story.held.append(self._released)
         return True
 
 
