@@ -51,7 +51,10 @@ class Duties(Moves):
             last = None
             claims.start_claimed(self, now)
         self.pass_wanted = False
-        if self._may_start:
+        if not self.queue.considered and self.queue.order.single and self.bookings is None:
+            # Nobody waits that could start.
+            self.promised = {}
+        elif self._may_start:
             if self.queue.arrange(now):
                 self._out.append(do.QUEUE_CHANGED)
             looked: Pass | None

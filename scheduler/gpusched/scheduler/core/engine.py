@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, assert_never
 
 from gpusched.scheduler.core import admission, recovery
@@ -280,7 +281,9 @@ class Engine(Upkeep):
             state, said = State.COMPLETED, "released"
         # A holder that was asked to end may give the very words back.
         message = f"{said}: {outcome.message}" if outcome.message not in ("", said) else said
-        self._finish_run(job, now, state, Outcome(outcome.exit_status, outcome.signal, message), event.usage)
+        if message != outcome.message:
+            outcome = _outcome(outcome.exit_status, outcome.signal, message)
+        self._finish_run(job, now, state, outcome, event.usage)
 
     def _on_not_started(self, event: ev.NotStarted, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -381,6 +384,10 @@ class Engine(Upkeep):
             self._regate(job, now, f"{'held' if job.held else 'no longer held'}{by}")
         self._changes.jobs[job.id] = job
         self._out.append(do.JobChanged(job.id))
+
+
+#: Most work ends like other work.
+_outcome = lru_cache(maxsize=256)(Outcome)
 
 
 def _was_signalled(job: Job, deadline: float, now: float) -> bool:

@@ -111,13 +111,15 @@ def reserve(
     need = job.request.gpus
     free = pool.count_soon(eligible)
     at = now if free >= need else NEVER
-    everything = pool.everything(eligible)
-    for end, _, devices in ends:
-        if end > at:
-            break
-        free += len(devices) if everything else pool.count_of(devices, eligible)
-        if free >= need and at == NEVER:
-            at = end if end > now else now
+    if at == NEVER and pool.everything(eligible):
+        at, free = ends.when_free(need, free, now)
+    else:
+        for end, _, devices in ends:
+            if end > at:
+                break
+            free += pool.count_of(devices, eligible)
+            if free >= need and at == NEVER:
+                at = end if end > now else now
     if at == NEVER:
         return Reservation(job, eligible, NEVER, fixed=several)
     return Reservation(job, eligible, at, free - need)

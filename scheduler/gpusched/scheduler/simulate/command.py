@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> None:
         settings = settings_for(policy)
         gantt = bool(args.plot) and plot.wants_placements(args.plot_kind, len(jobs))
         began = time.perf_counter()
-        with _without_collections():
+        with without_collections():
             done = replay(
                 jobs,
                 nodes,
@@ -176,7 +176,7 @@ def _fitting(log: Log, gpus: int, skip: bool) -> tuple[list[LoggedJob], int]:
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """A replay makes no garbage in cycles, and looking for it among a million objects takes a third of the time."""
     gc.collect()
     gc.freeze()
