@@ -78,14 +78,21 @@ class BoundedList(Generic[K]):
             self._keys, self._numbers, self._least, self._lasts = [[key]], [[number]], [number], [key]
             self._size = 1
             return
-        b = min(bisect_left(self._lasts, key), len(self._keys) - 1)
-        keys, numbers = self._keys[b], self._numbers[b]
-        i = bisect_left(keys, key)
-        if i < len(keys) and keys[i] == key:
-            raise ValueError(f"key {key!r} is there already")
-        keys.insert(i, key)
-        numbers.insert(i, number)
-        self._lasts[b] = keys[-1]
+        lasts = self._lasts
+        if key > lasts[-1]:
+            b = len(lasts) - 1
+            keys, numbers = self._keys[b], self._numbers[b]
+            keys.append(key)
+            numbers.append(number)
+            lasts[b] = key
+        else:
+            b = bisect_left(lasts, key)
+            keys, numbers = self._keys[b], self._numbers[b]
+            i = bisect_left(keys, key)
+            if keys[i] == key:
+                raise ValueError(f"key {key!r} is there already")
+            keys.insert(i, key)
+            numbers.insert(i, number)
         if number < self._least[b]:
             self._least[b] = number
         self._size += 1

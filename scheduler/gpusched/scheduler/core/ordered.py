@@ -7,7 +7,7 @@ spread over the inserts is below that of the insert itself.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
@@ -77,13 +77,20 @@ class RankedList(Generic[K]):
             self._size = 1
             self._rebuild()
             return
-        b = min(bisect_left(self._lasts, key), len(self._blocks) - 1)
-        block = self._blocks[b]
-        i = bisect_left(block, key)
-        if i < len(block) and block[i] == key:
-            raise ValueError(f"key {key!r} is there already")
-        insort(block, key)
-        self._lasts[b] = block[-1]
+        lasts = self._lasts
+        if key > lasts[-1]:
+            # Who comes last mostly stands last.
+            b = len(lasts) - 1
+            block = self._blocks[b]
+            block.append(key)
+            lasts[b] = key
+        else:
+            b = bisect_left(lasts, key)
+            block = self._blocks[b]
+            i = bisect_left(block, key)
+            if block[i] == key:
+                raise ValueError(f"key {key!r} is there already")
+            block.insert(i, key)
         self._size += 1
         if len(block) > self._block:
             half = len(block) // 2
