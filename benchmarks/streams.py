@@ -16,10 +16,14 @@ from gpusched.v1 import resources_pb2, scheduler_pb2, scheduler_pb2_grpc
 EOF: Any = vars(grpc.aio)["EOF"]
 
 
-#: What every request of `Scheduler.acquire_bytes` says, and the first byte of the answer that it is granted.
-_ONE_GPU = scheduler_pb2.AcquireRequest(
-    resources=resources_pb2.ResourceRequest(gpus=1), name="benchmark", auto_confirm=True
-).SerializeToString()
+def _one_gpu(*, auto_confirm: bool) -> scheduler_pb2.AcquireRequest:
+    return scheduler_pb2.AcquireRequest(
+        resources=resources_pb2.ResourceRequest(gpus=1), name="benchmark", auto_confirm=auto_confirm
+    )
+
+
+#: What `Scheduler.acquire_bytes` sends, and the first byte of the answer that it is granted.
+_ONE_GPU = _one_gpu(auto_confirm=True).SerializeToString()
 _GRANTED = scheduler_pb2.AcquireResponse(granted=scheduler_pb2.Granted(job_id="1")).SerializeToString()[0]
 
 
@@ -32,16 +36,12 @@ class Scheduler:
         self._bytes: Any = self.channel.unary_stream("/gpusched.v1.Scheduler/Acquire", None, None)
 
     def acquire_bytes(self) -> Any:
-        """The same, of messages that the client neither makes nor parses: as cheap as the floor's."""
-        return self._bytes(_ONE_GPU)
+        """A stream that `acquire` gives, of messages that the client neither makes nor parses: as cheap as the floor's."""
+        """What `acquire` gives, of messages that the client neither makes nor parses: as cheap as the floor's."""
 
     def acquire(self, *, auto_confirm: bool = True) -> Any:
         """An `Acquire` stream for one GPU."""
-        return self.stub.Acquire(
-            scheduler_pb2.AcquireRequest(
-                resources=resources_pb2.ResourceRequest(gpus=1), name="benchmark", auto_confirm=auto_confirm
-            )
-        )
+        return self.stub.Acquire(_one_gpu(auto_confirm=auto_confirm))
 
     async def ping(self) -> None:
         """Let the channel connect."""

@@ -43,15 +43,12 @@ class Pass(Candidates):
         """Decide what starts."""
         queue = self._queue
         shortest = self._policy.candidates == "sjbf" and self._backfill
-        if not queue.classes:
-            return
         index = queue.lane_index
         heads: list[tuple[int, Key, int, JobClass]] = [
             (index[found.lane], found.keys.first(), number, found)  # type: ignore[misc]
             for number, found in enumerate(queue.classes.values())
         ]
-        if len(heads) > 1:
-            heapify(heads)
+        heapify(heads)
         later: list[JobClass] = []
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
