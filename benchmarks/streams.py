@@ -36,8 +36,8 @@ class Scheduler:
         self._bytes: Any = self.channel.unary_stream("/gpusched.v1.Scheduler/Acquire", None, None)
 
     def acquire_bytes(self) -> Any:
-        """A stream that `acquire` gives, of messages that the client neither makes nor parses: as cheap as the floor's."""
         """What `acquire` gives, of messages that the client neither makes nor parses: as cheap as the floor's."""
+        return self._bytes(_ONE_GPU)
 
     def acquire(self, *, auto_confirm: bool = True) -> Any:
         """An `Acquire` stream for one GPU."""
