@@ -62,7 +62,8 @@ def test_command_knows_the_window_size(terminal: Terminal) -> None:
 
 
 def test_control_c_kills_the_command_and_stops_the_loop(terminal: Terminal) -> None:
-    terminal.type("for i in 1 2 3; do $GSRUN sh -c 'echo round $0; sleep 100' $i; done\n")
+    # exec: dash itself loses a Ctrl-C that comes while it starts a program (15 % of those typed at its first word).
+    terminal.type("for i in 1 2 3; do $GSRUN sh -c 'echo round $0; exec sleep 100' $i; done\n")
     terminal.expect("\nround 1")
     terminal.type("\x03")
     after = terminal.expect(re.escape(Terminal.PROMPT))
