@@ -160,6 +160,18 @@ def test_messages_arrive_in_order_with_descriptors() -> None:
     other.sock.close()
 
 
+def test_last_words_arrive_although_the_other_end_left_something_unread() -> None:
+    """Linux tells of that with an error of its own, ahead of what waits (a ^C crossed the end that it caused)."""
+    one, other = (wire.Peer(sock) for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one.send(wire.STARTED, 17, "4", "GPU 0")
+    other.send(wire.SIGNAL, 2, "terminal", "")
+    one.send(wire.DONE, 130, 2)
+    one.sock.close()
+    assert other.receive() == ([(wire.STARTED, ["17", "4", "GPU 0"]), (wire.DONE, ["130", "2"])], [])
+    assert other.closed
+    other.sock.close()
+
+
 def test_slow_reader_gets_the_newest_place_and_all_else() -> None:
     """The front may be stopped for a day: the holder neither blocks nor hoards."""
     one, other = (wire.Peer(sock) for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))

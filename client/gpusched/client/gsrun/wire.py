@@ -78,6 +78,8 @@ class Peer:
                 packet, fds, _, _ = socket.recv_fds(self.sock, MAX_BYTES, 4)
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                continue  # said once, before what waits here: the other end went and left a message of ours unread
             except OSError:
                 self.closed = True
                 break

@@ -63,6 +63,8 @@ class Child:
                 data, fds, _, _ = socket.recv_fds(self.sock, MOST_REPORT_BYTES, 4)
             except BlockingIOError:
                 return True
+            except ConnectionResetError:
+                continue  # said once, before what it sent: it went and left a message of ours unread
             except OSError:
                 return False
             for fd in fds:
