@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.measure import Effort, Rounds, Row, Target
 from benchmarks.processes import Server, bare, cpu_seconds, scheduler
-from benchmarks.streams import Bare, Scheduler, cancelled, read_messages, read_until_granted
+from benchmarks.streams import Bare, Scheduler, cancelled, read_granted, read_messages
 
 CLIENTS = 64
 #: More than clients, so that nobody waits for the end of another's stream.
@@ -28,7 +28,7 @@ async def _measure(effort: Effort, ours: Server, busy: Server, floor: Server) ->
 
     async def acquire(service: Scheduler) -> None:
         with cancelled(service.acquire_bytes()) as stream:
-            await read_until_granted(stream)
+            await read_granted(stream)
 
     async def two() -> None:
         with cancelled(nothing.two(b"")) as stream:

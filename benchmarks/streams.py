@@ -22,9 +22,9 @@ def _one_gpu(*, auto_confirm: bool) -> scheduler_pb2.AcquireRequest:
     )
 
 
-#: What `Scheduler.acquire_bytes` sends, and the first byte of the answer that it is granted.
+#: What `Scheduler.acquire_bytes` sends, and what only an answer that it is granted has: the name of a variable.
 _ONE_GPU = _one_gpu(auto_confirm=True).SerializeToString()
-_GRANTED = scheduler_pb2.AcquireResponse(granted=scheduler_pb2.Granted(job_id="1")).SerializeToString()[0]
+_LEASE = b"CUDA_VISIBLE_DEVICES"
 
 
 class Scheduler:
@@ -72,10 +72,10 @@ async def read_until(stream: Any, event: str) -> Any:
     raise RuntimeError(f"the stream ended before {event!r}: {await stream.details()}")
 
 
-async def read_until_granted(stream: Any) -> None:
+async def read_granted(stream: Any) -> None:
     """Read a stream of `acquire_bytes` up to the grant. Raises RuntimeError if it ends before."""
     while (response := await stream.read()) is not EOF:
-        if response[0] == _GRANTED:
+        if _LEASE in response:
             return
     raise RuntimeError(f"the stream ended before the grant: {await stream.details()}")
 

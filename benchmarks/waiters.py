@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measure import Effort, Rounds, Row, Spread, Target
 from benchmarks.processes import ROOT, Server, bare, clean_environment, cpu_seconds, resident_bytes, scheduler
-from benchmarks.streams import EOF, Scheduler, read_until
+from benchmarks.streams import EOF, Scheduler
 from gpusched.v1 import scheduler_pb2
 
 #: Processes that the waiters of a long queue are spread over.
@@ -80,14 +80,15 @@ class _Waiter:
         self._task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        self.accepted = await read_until(self._stream, "accepted")
         while not self.granted.done():
             response = await self._stream.read()
             if response is EOF:
                 raise RuntimeError(f"a waiter's stream ended: {await self._stream.details()}")
+            if response.HasField("accepted"):
+                self.accepted = response.accepted
             if response.WhichOneof("event") == "granted":
                 self.granted.set_result((time.perf_counter(), response.granted))
-            elif not self.queued.done():
+            elif response.HasField("queued") and not self.queued.done():
                 self.queued.set_result(None)
 
     def leave(self) -> None:

@@ -86,9 +86,9 @@ class Client:
         try:
             async for event in call:
                 kind = event.WhichOneof("event")
-                if kind == "accepted":
+                if event.HasField("accepted"):
                     self._token, self.story.job = event.accepted.resume_token, event.accepted.job_id
-                elif kind == "queued":
+                if kind == "queued":
                     self.story.positions.append(event.queued.position)
                 elif kind == "granted" and await self._hold_and_release(event.granted):
                     return True

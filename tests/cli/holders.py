@@ -35,8 +35,8 @@ class Holder:
     def _read(self) -> None:
         try:
             for message in self._call:
-                kind = message.WhichOneof("event")
-                self.events[kind] = getattr(message, kind)
+                for field, content in message.ListFields():
+                    self.events[field.name] = content
         except grpc.RpcError as error:
             self.events["error"] = error
 

@@ -77,6 +77,15 @@ class StreamEnded(Exception):
         self.refusal = refusal
 
 
+def parts(message: scheduler_pb2.AcquireResponse) -> list[scheduler_pb2.AcquireResponse]:
+    """The acceptance and the event of a message, each as one of its own."""
+    if not message.HasField("accepted"):
+        return [message]
+    first = scheduler_pb2.AcquireResponse(accepted=message.accepted)
+    message.ClearField("accepted")
+    return [first, message] if message.WhichOneof("event") else [first]
+
+
 class Stream:
     """An Acquire stream, read event by event."""
 
@@ -93,7 +102,8 @@ class Stream:
     async def _read(self) -> None:
         try:
             async for event in self.call:
-                self._events.put_nowait(event)
+                for one in parts(event):
+                    self._events.put_nowait(one)
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             pass
         finally:
@@ -107,7 +117,7 @@ class Stream:
             self._events.put_nowait(None)
             code = await self.call.code()
             raise StreamEnded(Refusal.of(_Ended(code, await self.call.details(), await self.call.trailing_metadata())))
-        kind = event.WhichOneof("event")
+        kind = event.WhichOneof("event") or "accepted"
         self.seen.append(kind)
         content = getattr(event, kind)
         if kind == "accepted":

@@ -7,7 +7,7 @@ import time
 import grpc
 import pytest
 
-from gpusched.v1 import job_pb2, scheduler_pb2
+from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 from rpc.calls import Client, refusal
 
 
@@ -25,6 +25,22 @@ async def test_a_free_gpu_is_granted_right_after_the_acceptance_and_told_once(cl
     assert grant.epoch > 0
     assert 0 < grant.confirm_by.seconds - time.time() < 10
     assert not grant.HasField("expires_at")
+
+
+async def test_what_is_known_at_the_acceptance_comes_with_it(client: Client) -> None:
+    """One message for who need not wait: to be told twice would cost each of them as much again."""
+    call = client.scheduler.Acquire(scheduler_pb2.AcquireRequest(resources=resources_pb2.ResourceRequest(gpus=8)))
+    first = await call.read()
+    assert first.accepted.job_id == first.granted.job_id and first.accepted.resume_token
+    waiter = client.scheduler.Acquire(scheduler_pb2.AcquireRequest(resources=resources_pb2.ResourceRequest(gpus=1)))
+    first = await waiter.read()
+    assert first.accepted.job_id == first.queued.job_id and first.queued.position == 1
+    call.cancel()
+    second = await waiter.read()
+    while second.HasField("queued"):
+        second = await waiter.read()
+    assert second.HasField("granted") and not second.HasField("accepted")
+    waiter.cancel()
 
 
 async def test_events_of_a_waiter_are_full_states(client: Client) -> None:

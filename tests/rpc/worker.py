@@ -28,10 +28,10 @@ def main() -> None:
     token = job = ""
     for event in stub.Acquire(request):
         kind = event.WhichOneof("event")
-        if kind == "accepted":
+        if event.HasField("accepted"):
             job, token = event.accepted.job_id, event.accepted.resume_token
-            print(kind, job, flush=True)
-        elif kind == "granted":
+            print("accepted", job, flush=True)
+        if kind == "granted":
             print(kind, event.granted.epoch, flush=True)
             answer = scheduler_pb2.ConfirmRequest(job_id=job, resume_token=token, epoch=event.granted.epoch)
             try:
@@ -39,7 +39,7 @@ def main() -> None:
                 print("confirmed", flush=True)
             except grpc.RpcError as error:
                 print("refused", error.code().name, flush=True)  # type: ignore[attr-defined]
-        else:
+        elif kind:
             print(kind, flush=True)
 
 

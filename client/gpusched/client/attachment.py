@@ -136,8 +136,7 @@ class Attachment:
 
     def _take(self, response: scheduler_pb2.AcquireResponse) -> bool:
         """Pass an event on; False if it comes from another scheduler than the job's own."""
-        kind = response.WhichOneof("event")
-        if kind == "accepted":
+        if response.HasField("accepted"):
             accepted = response.accepted
             if self.token and accepted.state_id != self.state_id:
                 self._meet_stranger()
@@ -147,13 +146,11 @@ class Attachment:
             self._stranger_told = False
             self.away = False
             self._backoff.reset()
-            self._listener.take(response)
-            if self._server_uid is None:
-                self._server_uid = listener_uid(self._address)
-            return True
-        if kind == "ended":
+        if response.HasField("ended"):
             self._ended = response.ended.message or "the scheduler has ended this job"
         self._listener.take(response)
+        if self._server_uid is None and self._accepted:
+            self._server_uid = listener_uid(self._address)
         return True
 
     def _in_words(self, error: GpuschedError) -> GpuschedError:

@@ -107,10 +107,10 @@ class Keeper:
 
     def take(self, response: scheduler_pb2.AcquireResponse) -> None:
         """An event of the stream."""
-        kind = response.WhichOneof("event")
-        if kind == "accepted" and not response.accepted.resumed:
+        if response.HasField("accepted") and not response.accepted.resumed:
             self._link.send(wire.ACCEPTED, job_id=response.accepted.job_id)
-        elif kind == "queued":
+        kind = response.WhichOneof("event")
+        if kind == "queued":
             if self.confirmed:
                 self._lose(LeaseLost("the scheduler has queued this job again", reason="LEASE_LOST"))
             self._told_away = False

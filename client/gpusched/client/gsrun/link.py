@@ -319,18 +319,14 @@ class Link:
         return _PlaceLost(f"this job's place in the queue is lost ({why})")
 
     def _dispatch(self, response: scheduler_pb2.AcquireResponse) -> None:
+        if response.HasField("accepted"):
+            accepted, ticket = response.accepted, self._ticket
+            ticket.job_id, ticket.token, ticket.state_id = accepted.job_id, accepted.resume_token, accepted.state_id
+            self._accepted = True
+            self._stopping = False
+            self._backoff.reset()
+            self._post(self._listener.on_accepted, accepted)
         match response.WhichOneof("event"):
-            case "accepted":
-                accepted, ticket = response.accepted, self._ticket
-                ticket.job_id, ticket.token, ticket.state_id = (
-                    accepted.job_id,
-                    accepted.resume_token,
-                    accepted.state_id,
-                )
-                self._accepted = True
-                self._stopping = False
-                self._backoff.reset()
-                self._post(self._listener.on_accepted, accepted)
             case "queued":
                 self.note_owner()
                 self._post(self._listener.on_queued, response.queued)

@@ -31,6 +31,9 @@ log = logging.getLogger("gpusched.lease")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_Place = tuple[int, int, str]
+"""Place in the queue, how many wait, and the reason in words."""
+
 
 def hash_token(token: str) -> bytes:
     """What is kept of a secret."""
@@ -63,15 +66,8 @@ class LeaseService:
         try:
             # Saved before it is told, so that a place once told outlives the server.
             await self._driver.saved()
-            await context.write(
-                scheduler_pb2.AcquireResponse(
-                    accepted=scheduler_pb2.Accepted(
-                        job_id=str(job.id), resume_token=token, state_id=self._services.state_id, resumed=resumed
-                    )
-                )
-            )
-            del request, token
-            await self._serve(ticket, context)
+            del request
+            await self._serve(ticket, context, self._accepted(job, token, resumed))
         finally:
             # However the stream ends: in one synchronous step, safe to repeat, with nothing awaited.
             self._services.desk.close(ticket)
@@ -102,50 +98,69 @@ class LeaseService:
 
     # -- the stream ----------------------------------------------------------------------------------------
 
-    async def _serve(self, ticket: Ticket, context: Context) -> None:
-        job = ticket.job
-        told: tuple[int, int, str] | None = None
-        while True:
-            await ticket.wait()
-            while (message := ticket.take()) is not None:
-                match message:
-                    case do.Granted():
-                        # One that was withdrawn meanwhile is told all the same: the answer to it is a sign of life.
-                        status = job.status
-                        confirmed = isinstance(status, Running) and status.lease is message.lease and status.confirmed
-                        await context.write(convert.granted(self._engine, job, message.lease, confirmed=confirmed))
-                        told = None
-                    case do.Withdrawn():
-                        ticket.stale = True
-                        told = None
-                    case do.Notify():
-                        await context.write(convert.notice(message))
-                    case do.Ended():
-                        await context.write(convert.ended(message))
-                        if message.reason:
-                            raise ENDINGS[message.reason](message.message, reason=message.reason)
-                        return
-                    case Superseded():
-                        raise Aborted("another stream re-attached to this job", reason="SUPERSEDED")
-            if ticket.stale:
-                ticket.stale = False
-                told = await self._write_place(job, told, context)
+    def _accepted(self, job: Job, token: str, resumed: bool) -> scheduler_pb2.Accepted:
+        state_id = self._services.state_id
+        return scheduler_pb2.Accepted(job_id=str(job.id), resume_token=token, state_id=state_id, resumed=resumed)
 
-    async def _write_place(
-        self, job: Job, told: tuple[int, int, str] | None, context: Context
-    ) -> tuple[int, int, str] | None:
-        """Write the job's place in the queue, unless it is what was written last. Returns what was written last."""
+    async def _serve(self, ticket: Ticket, context: Context, accepted: scheduler_pb2.Accepted | None) -> None:
+        """Tell the stream all that happens to its job; with the acceptance comes what is known by now."""
+        job = ticket.job
+        told: _Place | None = None
+        while True:
+            message = ticket.take()
+            response = None
+            match message:
+                case None:
+                    if ticket.stale:
+                        ticket.stale = False
+                        response, told = self._place_in_queue(job, told)
+                case do.Granted():
+                    # One that was withdrawn meanwhile is told all the same: the answer to it is a sign of life.
+                    status = job.status
+                    confirmed = isinstance(status, Running) and status.lease is message.lease and status.confirmed
+                    response = convert.granted(self._engine, job, message.lease, confirmed=confirmed)
+                    told = None
+                case do.Withdrawn():
+                    ticket.stale = True
+                    told = None
+                    continue
+                case do.Notify():
+                    response = convert.notice(message)
+                case do.Ended():
+                    response = convert.ended(message)
+                case Superseded():
+                    pass
+            if accepted is not None:
+                response = response or scheduler_pb2.AcquireResponse()
+                response.accepted.CopyFrom(accepted)
+                accepted = None
+            if response is not None:
+                await context.write(response)
+            match message:
+                case None:
+                    await ticket.wait()
+                case do.Ended():
+                    if message.reason:
+                        raise ENDINGS[message.reason](message.message, reason=message.reason)
+                    return
+                case Superseded():
+                    raise Aborted("another stream re-attached to this job", reason="SUPERSEDED")
+
+    def _place_in_queue(
+        self, job: Job, told: _Place | None
+    ) -> tuple[scheduler_pb2.AcquireResponse | None, _Place | None]:
+        """The job's place in the queue, unless it is what was told last; and what was told last then."""
         if not isinstance(job.status, Queued):
-            return told
+            return None, told
         cause = why.explain(self._engine, job)
         if cause is None or (cause.code is why.Code.STARTING and self._engine.pass_wanted and told is None):
             # The pass under way will tell better, and at once.
-            return told
+            return None, told
         place = (self._engine.queue.position(job), len(self._engine.queue), cause.message)
-        if place != told:
-            expected = self._engine.outlook.of(job, self._driver.now())
-            await context.write(convert.queued(self._engine, job, place[0], place[1], cause, expected))
-        return place
+        if place == told:
+            return None, told
+        expected = self._engine.outlook.of(job, self._driver.now())
+        return convert.queued(self._engine, job, place[0], place[1], cause, expected), place
 
     # -- entering ------------------------------------------------------------------------------------------
 

@@ -159,13 +159,13 @@ class Link:
         call = self._stub.Acquire(request)
         try:
             for response in call:
+                if response.HasField("accepted"):
+                    if response.accepted.state_id != self._run.state_id:
+                        call.cancel()
+                        return False
+                    accepted = True
+                    self._accepted()
                 match response.WhichOneof("event"):
-                    case "accepted":
-                        if response.accepted.state_id != self._run.state_id:
-                            call.cancel()
-                            return False
-                        accepted = True
-                        self._accepted()
                     case "granted":
                         if why := self._granted(response.granted):
                             return self._lost(why)
