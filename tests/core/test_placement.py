@@ -355,6 +355,10 @@ def test_all_or_none_of_what_is_free_and_will_do(request_: Request, busy: set[in
         assert set(on) <= {0, request_.per_node}
     elif request_.placement is Placement.SPREAD:
         assert sum(number > 0 for number in on) == min(request_.gpus, sum(number > 0 for number in room))
+    elif request_.placement is Placement.CONSOLIDATE and request_.gpus > max(room):
+        # Not the fewest: a wholly free node of 4 comes before 5 free of a node of 6.
+        whole = [sum(uuid[0] == name for uuid in pool.eligible(request_)) for name in "abc"]
+        assert sum(0 < number < size for number, size in zip(on, whole, strict=True)) <= 1
     else:
         fewest = next(n for n in (1, 2, 3) if sum(sorted(room)[-n:]) >= request_.gpus)
         assert sum(number > 0 for number in on) == fewest

@@ -45,16 +45,19 @@ def check(spec: JobSpec, pool: Pool, settings: Settings = NO_LIMITS) -> None:
     """
     if spec.name:
         check_name(spec.name)
-    check_priority(spec.priority)
+    if spec.priority:
+        check_priority(spec.priority)
     if spec.command:
         _check_command(spec.command)
-    _check_seconds("time_limit", spec.time_limit)
+    if spec.time_limit is not None:
+        _check_seconds("time_limit", spec.time_limit)
+        check_limit(spec.time_limit, settings)
     if spec.max_wait is not None:
         _check_seconds("max_wait", spec.max_wait, zero=True)
-    _check_seconds("estimate", spec.estimate)
+    if spec.estimate is not None:
+        _check_seconds("estimate", spec.estimate)
     if spec.signal is not None:
         _check_signal(*spec.signal)
-    check_limit(spec.time_limit, settings)
     if spec.batch is not None:
         _check_batch(spec.command, spec.batch)
     if spec.request_id and (len(spec.request_id) > MAX_NAME or not spec.request_id.isprintable()):
@@ -77,9 +80,9 @@ def check_room(waiting: int, settings: Settings) -> None:
         )
 
 
-def check_limit(time_limit: float | None, settings: Settings) -> None:
+def check_limit(time_limit: float, settings: Settings) -> None:
     """Raises Exhausted if a job may not take that long."""
-    if settings.max_limit is not None and time_limit is not None and time_limit > settings.max_limit:
+    if settings.max_limit is not None and time_limit > settings.max_limit:
         raise Exhausted(
             f"time_limit: {time_limit:g} s is more than max-time-limit allows, {settings.max_limit:g} s",
             reason="TIME_LIMIT_TOO_LONG",
@@ -200,9 +203,7 @@ def _check_signal(name: str, before: float) -> None:
         raise Invalid(text, field=f"{field}.before")
 
 
-def _check_seconds(field: str, value: float | None, *, zero: bool = False) -> None:
-    if value is None:
-        return
+def _check_seconds(field: str, value: float, *, zero: bool = False) -> None:
     if not (0 <= value <= MAX_SECONDS) or (value == 0 and not zero):
         allowed = "from 0 s" if zero else "more than 0 s"
         raise Invalid(f"{field}: {value:g} s is out of range; allowed is {allowed} up to ten years", field=field)

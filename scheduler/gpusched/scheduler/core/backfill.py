@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from heapq import heapify, heappush
+from typing import TypeAlias
 
 from gpusched.scheduler.core.ends import Ends
 from gpusched.scheduler.core.jobs import Job, JobId
@@ -14,6 +15,9 @@ from gpusched.scheduler.core.queue import NO_LIMIT, JobClass, JobQueue, Verdict,
 from gpusched.scheduler.core.quotas import Quotas
 from gpusched.scheduler.core.reservation import Reservation, reserve
 from gpusched.scheduler.core.values import value
+
+#: Number of a lane, key of the first of a class that is still to be looked at, and two that only go along.
+Head: TypeAlias = tuple[int, Key, int, JobClass]
 
 
 @value
@@ -61,7 +65,7 @@ class Candidates:
     ) -> None:
         self._quotas, self._with_claims = quotas, claimed
         #: Classes that are over their owners' quotas and may start on what nobody else waits for.
-        self._borrowers: list[tuple[int, Key, int, JobClass]] = []
+        self._borrowers: list[Head] = []
         self._queue, self._pool, self._ends, self._policy, self._now = queue, pool, ends, policy, now
         self._set_aside_after = set_aside_after
         self._slots = slots
@@ -79,7 +83,7 @@ class Candidates:
 
     def _first(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
         """Start the first job of a class, or have it wait: then it blocks others."""
-        devices = self._pool.place(found.request)
+        devices = self._pool.place(found.request, None, eligible)
         if devices is not None:
             found.unavailable_since = None
             return self._started(self._queue.job(key), devices, ())
@@ -141,7 +145,7 @@ class Candidates:
             and not self._pool.counting
         )
 
-    def _hopeful(self, heads: list[tuple[int, Key, int, JobClass]]) -> list[tuple[int, Key, int, JobClass]]:
+    def _hopeful(self, heads: Iterable[Head]) -> list[Head]:
         """Of classes that are all behind one job, those of which somebody may start, as far as counts can tell."""
         blocker, free, left = self._blockers[0][1], self._pool.free_total, []
         for lane, key, number, found in heads:
@@ -154,6 +158,24 @@ class Candidates:
             first = found.keys.after(None, self._longest(found, need))
             if first is not None:
                 left.append((lane, first if first > key else key, number, found))
+        heapify(left)
+        return left
+
+    def _hopeful_behind(self, job: Job, waits: JobClass) -> list[Head]:
+        """The same of all classes where the first job of all must wait; `waits` is its class."""
+        free, left = self._pool.free_total, []
+        for number, found in enumerate(self._queue.classes.values()):
+            need = found.request.gpus
+            if found is not waits:
+                found.verdict, found.blocked_by, found.unavailable_since = Verdict.BEHIND, job.id, None
+            if not self._backfill or need > free:
+                continue
+            if found.eligible is None:
+                found.eligible = self._pool.eligible(found.request)
+            # Those of its own class are after it anyway.
+            first = found.keys.after(job.key if found is waits else None, self._longest(found, need))
+            if first is not None:
+                left.append((0, first, number, found))
         heapify(left)
         return left
 
@@ -171,7 +193,7 @@ class Candidates:
         if found.request.whole_gpus > self._pool.free_total:
             self._reserve_more(key, found, eligible)
             return None
-        devices = self._pool.place(found.request)
+        devices = self._pool.place(found.request, None, eligible)
         if devices is None:
             self._reserve_more(key, found, eligible)
             return None
@@ -216,9 +238,7 @@ class Candidates:
         if rivals < self._policy.depth:
             self._block(self._queue.job(key), eligible)
 
-    def _push_candidate(
-        self, heads: list[tuple[int, Key, int, JobClass]], lane: int, key: Key, number: int, found: JobClass
-    ) -> None:
+    def _push_candidate(self, heads: list[Head], lane: int, key: Key, number: int, found: JobClass) -> None:
         """Look at the next of a class that may start at all: it fits, and ends in time or takes only what is spare."""
         need = found.request.gpus
         if found.keys and found.eligible is not None:

@@ -103,8 +103,8 @@ class BoundedList(Generic[K]):
             self._least[b : b + 1] = [min(numbers[:half]), min(numbers[half:])]
             self._lasts[b : b + 1] = [keys[half - 1], keys[-1]]
 
-    def remove(self, key: K) -> None:
-        """Take a key out.
+    def remove(self, key: K) -> int:
+        """Take a key out. Returns how many are left.
 
         Raises:
             KeyError: it is not there.
@@ -123,5 +123,5 @@ class BoundedList(Generic[K]):
                     self._lasts[b] = keys[-1]
                     if number == self._least[b]:
                         self._least[b] = min(numbers)
-                return
+                return self._size
         raise KeyError(key)

@@ -30,40 +30,39 @@ class Due(Enum):
 
 
 class Deadlines:
-    """A heap of (time, what, job, epoch). Epoch 0 where no lease is meant."""
+    """A heap of (time, what, job, epoch). Epoch 0 where no lease is meant.
 
-    __slots__ = ("_count", "_heap", "_sweep_at")
+    Attributes:
+        first: when the next entry falls due, infinite if there is none.
+        crowded: the heap has doubled since it was last swept.
+    """
+
+    __slots__ = ("_count", "_heap", "_sweep_at", "crowded", "first")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Due, JobId, int]] = []
         self._count = 0
         self._sweep_at = _SWEEP_AT
+        self.first = inf
+        self.crowded = False
 
     def add(self, at: float, what: Due, job: JobId = JobId(0), epoch: int = 0) -> None:  # noqa: B008 - a constant
         """Put something down for a time; infinity is never."""
         if at < inf:
             self._count += 1
-            heappush(self._heap, (at, self._count, what, job, epoch))
-
-    def next(self) -> float | None:
-        """When the next entry falls due, None if there is none."""
-        return self._heap[0][0] if self._heap else None
-
-    def due(self, now: float) -> bool:
-        """Whether any entry is due."""
-        return bool(self._heap) and self._heap[0][0] <= now
+            heap = self._heap
+            heappush(heap, (at, self._count, what, job, epoch))
+            self.first = heap[0][0]
+            if len(heap) >= self._sweep_at:
+                self.crowded = True
 
     def pop_due(self, now: float) -> tuple[Due, JobId, int] | None:
         """Take out the earliest entry that is due, None if none is."""
-        if not self._heap or self._heap[0][0] > now:
+        if self.first > now:
             return None
         _, _, what, job, epoch = heappop(self._heap)
+        self._look()
         return what, job, epoch
-
-    @property
-    def crowded(self) -> bool:
-        """True once the heap has doubled since it was last swept."""
-        return len(self._heap) >= self._sweep_at
 
     def sweep(self, alive: Callable[[Due, JobId, int], bool]) -> None:
         """Forget entries that mean nothing any more. To be called when the heap is crowded.
@@ -74,3 +73,9 @@ class Deadlines:
         self._heap = [entry for entry in self._heap if alive(*entry[2:])]
         heapify(self._heap)
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._heap))
+        self._look()
+
+    def _look(self) -> None:
+        heap = self._heap
+        self.first = heap[0][0] if heap else inf
+        self.crowded = len(heap) >= self._sweep_at

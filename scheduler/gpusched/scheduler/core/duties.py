@@ -22,17 +22,9 @@ class Duties(Moves):
 
     def _make_pass(self, now: float) -> Pass:
         settings = self.settings
-        return Pass(
-            self.queue,
-            self.pool,
-            self.ends,
-            settings.policy,
-            now,
-            settings.set_aside_after,
-            self._open_slots,
-            self.quotas,
-            self.claims,
-        )
+        slots = self._open_slots if settings.max_running else None
+        after = settings.set_aside_after
+        return Pass(self.queue, self.pool, self.ends, settings.policy, now, after, slots, self.quotas, self.claims)
 
     @property
     def _open_slots(self) -> int | None:
@@ -51,11 +43,12 @@ class Duties(Moves):
             last = None
             claims.start_claimed(self, now)
         self.pass_wanted = False
-        if not self.queue.considered and self.queue.order.single and self.bookings is None:
+        queue, single = self.queue, self.queue.order.single
+        if not queue.considered and single and self.bookings is None:
             # Nobody waits that could start.
             self.promised = {}
         elif self._may_start:
-            if self.queue.arrange(now):
+            if not single and queue.arrange(now):
                 self._out.append(do.QUEUE_CHANGED)
             looked: Pass | None
             if self.bookings is not None:

@@ -80,7 +80,7 @@ class Engine(Upkeep):
                 that were due have happened all the same. The effects of both come with the next call.
         """
         deadlines = self._deadlines
-        if deadlines.due(now):
+        if deadlines.first <= now:
             self._expire(now)
         self._handlers[type(event)](event, now)
         if deadlines.crowded:
@@ -168,7 +168,8 @@ class Engine(Upkeep):
         admission.check(spec, self.pool, settings)
         if self.quotas is not None:
             self.quotas.check(spec.owner.name, spec.request.gpus)
-        admission.check_room(len(self.queue), settings)
+        if settings.max_queue:
+            admission.check_room(len(self.queue), settings)
         job = self._new_job(spec, now)
         if spec.batch is not None:
             job.held, job.not_before = spec.batch.held, spec.batch.begin_at
@@ -194,7 +195,7 @@ class Engine(Upkeep):
             self._deadlines.add(job.not_before, Due.GATE, job.id)
         self._out += (do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED)
         self._pass_wanted = True
-        if job.awake:
+        if self._last is not None and (spec.batch is None or job.awake):
             self._fresh.append(job)
 
     def _on_attach(self, event: ev.Attach, now: float) -> None:

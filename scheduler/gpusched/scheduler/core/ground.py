@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from gpusched.scheduler.core.bookings import Bookings
 from gpusched.scheduler.core.changes import Changes
@@ -90,13 +91,15 @@ class Ground:
     @pass_wanted.setter
     def pass_wanted(self, wanted: bool) -> None:
         self._pass_wanted = wanted
-        self._last = None
-        if self._fresh:
-            self._fresh = []
+        if self._last is not None:
+            self._last = None
+            if self._fresh:
+                self._fresh = []
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest, None if nothing is due ever."""
-        return self._deadlines.next()
+        first = self._deadlines.first
+        return None if first == inf else first
 
     def job(self, job_id: JobId, field: str = "job_id") -> Job:
         """Raises NotFound."""
@@ -136,7 +139,7 @@ class Ground:
 
     @property
     def _may_start(self) -> bool:
-        return self.paused is None and self.halted is None and not self.holding
+        return self.paused is None and self.halted is None and self.hold_until is None
 
     @property
     def holding(self) -> bool:

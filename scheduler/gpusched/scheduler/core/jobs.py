@@ -131,7 +131,9 @@ class Job:
 
     @property
     def awake(self) -> bool:
-        return isinstance(self.status, Queued) and self.status.awake
+        """It waits, and nothing keeps it from being considered."""
+        status = self.status
+        return type(status) is Queued and status.gate is None
 
     def move(self, status: Status, at: float, message: str) -> HistoryLine:
         """Go to another state, along the table of legal moves. Returns the new line of its history.
@@ -146,16 +148,23 @@ class Job:
                 f"job {self.id}: {old.name} -> {new.name} is no legal move ({message}); history: {recent}"
             )
         self.status = status
-        return self.note(at, message)
+        line = HistoryLine(at, new, message)
+        self.history.append(line)
+        if len(self.history) > HISTORY_LINES:
+            self._shorten()
+        return line
 
     def note(self, at: float, message: str) -> HistoryLine:
         """Add a line to the history without a change of state. Returns it."""
         line = HistoryLine(at, self.status.state, message)
         self.history.append(line)
         if len(self.history) > HISTORY_LINES:
-            # The first line (how it came to be) is worth more than the second.
-            del self.history[1]
+            self._shorten()
         return line
+
+    def _shorten(self) -> None:
+        # The first line (how it came to be) is worth more than the second.
+        del self.history[1]
 
     def gate_at(self, now: float) -> Gate | None:
         """What keeps it from being considered, of all that it knows itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 from gpusched.scheduler.core import claims
 from gpusched.scheduler.core import effects as do
@@ -110,15 +111,17 @@ class Moves(Ground):
 
     def _watch_lease(self, job: Job, lease: Lease, earliest: float = 0.0) -> None:
         """Put down what falls due for a lease; nothing that takes it before `earliest`."""
-        settings = self.settings
+        settings, add = self.settings, self._deadlines.add
         if lease.confirm_by is not None:
-            self._deadlines.add(max(earliest, lease.confirm_by), Due.CONFIRM, job.id, lease.epoch)
+            add(max(earliest, lease.confirm_by), Due.CONFIRM, job.id, lease.epoch)
         expires = lease.expires_at
         if expires is not None:
-            near = expires - min(settings.limit_notice, (expires - lease.granted_at) / 10)
-            self._deadlines.add(near, Due.LIMIT_NEAR, job.id, lease.epoch)
-            over = max(earliest, expires + self._grace(job))
-            self._deadlines.add(over, Due.LIMIT_OVER, job.id, lease.epoch)
+            if settings.limit_notice > -inf:
+                near = expires - min(settings.limit_notice, (expires - lease.granted_at) / 10)
+                add(near, Due.LIMIT_NEAR, job.id, lease.epoch)
+            if settings.end_grace < inf:
+                over = max(earliest, expires + self._grace(job))
+                add(over, Due.LIMIT_OVER, job.id, lease.epoch)
 
     def _grace(self, job: Job) -> float:
         """Seconds from the word that a job must end until its lease is taken."""
@@ -132,24 +135,24 @@ class Moves(Ground):
         """Take the lease off a running job. Its state is still to be changed. Returns what it held."""
         lease = job.lease
         if lease is not None:
+            devices, settings = lease.devices, self.settings
             del self.running[job.id]
             self.ends.remove(job.id)
-            self.usage.change(job.spec.owner.name, -len(lease.devices), now)
+            self.usage.change(job.spec.owner.name, -len(devices), now)
             if self.quotas is not None:
-                self.quotas.give_back(job.spec.owner.name, len(lease.devices))
+                self.quotas.give_back(job.spec.owner.name, len(devices))
             job.preempting = None
-            devices = lease.devices
             if lease.epoch < self._first_epoch:
                 # Of a job from before a restart, a device may be gone since.
                 known = self.pool.devices
                 devices = tuple([uuid for uuid in devices if uuid in known])
-            condition = Condition.CHECKING if self.settings.check_released else Condition.CLEAN
+            condition = Condition.CHECKING if settings.check_released else Condition.CLEAN
             self.pool.give_back(devices, condition, job.id)
             self.absent.discard(job.id)
             job.missed = 0
             self._changes.ended.append((lease.epoch, now))
             self._out.append(do.DevicesChanged(devices))
-            if self.settings.check_released:
+            if settings.check_released:
                 self._out.append(do.CheckDevices(devices, job.id))
             self.pass_wanted = True
         return lease
@@ -260,11 +263,12 @@ class Moves(Ground):
             claims.end(self, job.id)
             self.queue.remove(job)
             self._out.append(do.QUEUE_CHANGED)
+            self.pass_wanted = True
         else:
             lease = self._let_go(job, now)
         self._move(job, Finished(now, state, outcome, lease), now, outcome.message)
         self._tokens.pop(job.token_hash, None)
-        if job.spec.batch is None:
+        if job.spec.request_id and job.spec.batch is None:
             self._forget_request(job)
         if self.absent:
             self.absent.discard(job.id)
@@ -272,14 +276,13 @@ class Moves(Ground):
             self._check_all_back()
         self._ended.append(job.id)
         while len(self._ended) > self.settings.keep_ended:
-            self._forget_request(self.jobs.pop(self._ended.popleft()))
+            forgotten = self.jobs.pop(self._ended.popleft())
+            if forgotten.spec.request_id:
+                self._forget_request(forgotten)
         self._out += (do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id))
-        self.pass_wanted = True
 
     def _forget_request(self, job: Job) -> None:
         """A batch job's id is kept beyond its end, as a retried submit must not run it twice."""
-        if not job.spec.request_id:
-            return
         request_id = (job.spec.owner.uid, job.spec.request_id)
         if self._requests.get(request_id) == job.id:
             del self._requests[request_id]

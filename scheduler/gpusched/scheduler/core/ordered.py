@@ -29,7 +29,7 @@ class RankedList(Generic[K]):
         self._block = block
         self._blocks: list[list[K]] = []
         self._lasts: list[K] = []  # greatest key of each block
-        self._tree: list[int] = [0]
+        self._tree: list[int] = [0]  # out of date while there is one block, before which there is nothing
         self._size = 0
 
     def __len__(self) -> int:
@@ -43,8 +43,11 @@ class RankedList(Generic[K]):
             yield from block
 
     def __contains__(self, key: K) -> bool:
-        where = self._find(key)
-        return where is not None
+        b = bisect_left(self._lasts, key)
+        if b == len(self._blocks):
+            return False
+        block = self._blocks[b]
+        return block[bisect_left(block, key)] == key
 
     def first(self) -> K | None:
         """The least key, None if empty."""
@@ -75,7 +78,6 @@ class RankedList(Generic[K]):
             self._blocks.append([key])
             self._lasts.append(key)
             self._size = 1
-            self._rebuild()
             return
         lasts = self._lasts
         if key > lasts[-1]:
@@ -99,7 +101,7 @@ class RankedList(Generic[K]):
             self._lasts[b] = block[-1]
             self._lasts.insert(b + 1, self._blocks[b + 1][-1])
             self._rebuild()
-        else:
+        elif len(lasts) > 1:
             self._shift(b, 1)
 
     def remove(self, key: K) -> None:
@@ -108,16 +110,20 @@ class RankedList(Generic[K]):
         Raises:
             KeyError: it is not there.
         """
-        where = self._find(key)
-        if where is None:
+        lasts = self._lasts
+        b = bisect_left(lasts, key)
+        if b == len(lasts):
             raise KeyError(key)
-        b, i = where
         block = self._blocks[b]
+        i = bisect_left(block, key)
+        if block[i] != key:
+            raise KeyError(key)
         del block[i]
         self._size -= 1
         if block:
-            self._lasts[b] = block[-1]
-            self._shift(b, -1)
+            lasts[b] = block[-1]
+            if len(lasts) > 1:
+                self._shift(b, -1)
         else:
             del self._blocks[b]
             del self._lasts[b]
@@ -131,14 +137,6 @@ class RankedList(Generic[K]):
         if b == len(self._blocks):
             return self._size
         return self._before(b) + bisect_left(self._blocks[b], key)
-
-    def _find(self, key: K) -> tuple[int, int] | None:
-        b = bisect_left(self._lasts, key)
-        if b == len(self._blocks):
-            return None
-        block = self._blocks[b]
-        i = bisect_left(block, key)
-        return (b, i) if block[i] == key else None
 
     def _rebuild(self) -> None:
         sizes = [len(block) for block in self._blocks]

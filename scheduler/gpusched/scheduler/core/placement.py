@@ -88,8 +88,7 @@ def place(
         whole = None if request.per_node else _tightest_alike(nodes, free, count)
         if whole is not None:
             site, positions = whole
-            uuids = site.uuids
-            return tuple([uuids[p] for p in positions[:count]])
+            return tuple(map(site.uuids.__getitem__, positions[:count]))
     choices = _choices(nodes, free, request.node, eligible)
     parts: list[_Part] | None
     if request.per_node:

@@ -9,11 +9,11 @@ box.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
-from gpusched.scheduler.core.backfill import Candidates, Start
+from gpusched.scheduler.core.backfill import Candidates, Head, Start
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.orders.base import Key
 from gpusched.scheduler.core.queue import JobClass, Verdict, limit_of
@@ -41,14 +41,12 @@ class Pass(Candidates):
 
     def starts(self) -> Iterator[Start]:
         """Decide what starts."""
-        queue = self._queue
         shortest = self._policy.candidates == "sjbf" and self._backfill
-        index = queue.lane_index
-        heads: list[tuple[int, Key, int, JobClass]] = [
-            (index[found.lane], found.keys.first(), number, found)  # type: ignore[misc]
-            for number, found in enumerate(queue.classes.values())
-        ]
-        heapify(heads)
+        plain = self._quotas is None and not self._with_claims and self._queue.order.single
+        if plain and not shortest and self._pool.all_in_service:
+            heads = yield from self._in_order()
+        else:
+            heads = self._heads()
         later: list[JobClass] = []
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
@@ -89,6 +87,44 @@ class Pass(Candidates):
         if self._borrowers:
             yield from self._borrow()
 
+    def _heads(self) -> list[Head]:
+        """The first of each class, as a heap."""
+        index = self._queue.lane_index
+        heads: list[Head] = [
+            (index[found.lane], found.keys.first(), number, found)  # type: ignore[misc]
+            for number, found in enumerate(self._queue.classes.values())
+        ]
+        heapify(heads)
+        return heads
+
+    def _in_order(self) -> Generator[Start, None, list[Head]]:
+        """Start jobs from the first on, until one must wait; gives those of whom somebody may start all the same.
+
+        What `starts` does, without a look at the other classes while the first of all can start, as it mostly can.
+        """
+        queue = self._queue
+        while self._slots != 0:
+            job = queue.after(None)
+            if job is None:
+                return []
+            if not job.awake:
+                break
+            found = queue.class_of(job)
+            eligible = found.eligible
+            if eligible is None:
+                eligible = found.eligible = self._pool.eligible(found.request)
+            start = self._first(job.key, found, eligible)
+            if start is None:
+                if self._all_behind_one():
+                    return self._hopeful_behind(job, found)
+                heads = [head for head in self._heads() if head[3] is not found]
+                heapify(heads)
+                if self._backfill:
+                    self._push_candidate(heads, 0, job.key, 0, found)
+                return heads
+            yield start
+        return self._heads()
+
     def still_holds(self, now: float, fresh: Sequence[Job]) -> bool:
         """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
         if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service:
@@ -105,7 +141,9 @@ class Pass(Candidates):
         queue = self._queue
         shortest = self._policy.candidates == "sjbf" and self._backfill
         later: list[tuple[float, Job]] = []
-        for job in sorted(fresh, key=lambda job: queue.ranked(job.lane, job.key)):
+        if len(fresh) > 1:
+            fresh = sorted(fresh, key=lambda job: queue.ranked(job.lane, job.key))
+        for job in fresh:
             found = queue.class_of(job)
             if self._quotas is not None and self._over_quota(queue.lane_index[job.lane], job.key, 0, found):
                 continue
@@ -187,9 +225,7 @@ class Pass(Candidates):
             if following is not None:
                 heappush(heads, (lane, following, number, found))
 
-    def _leave_to_claim(
-        self, heads: list[tuple[int, Key, int, JobClass]], lane: int, key: Key, number: int, found: JobClass
-    ) -> None:
+    def _leave_to_claim(self, heads: list[Head], lane: int, key: Key, number: int, found: JobClass) -> None:
         """Pass over a job for which devices are kept. Nobody can take those, so it blocks nobody but by the order."""
         eligible = found.eligible
         assert eligible is not None

@@ -134,20 +134,27 @@ class Pool(Stock):
 
     # -- choosing ---------------------------------------------------------------------------------------
 
-    def place(self, request: Request, free: Mapping[str, list[int]] | None = None) -> tuple[str, ...] | None:
+    def place(
+        self,
+        request: Request,
+        free: Mapping[str, list[int]] | None = None,
+        eligible: frozenset[str] | None = None,
+    ) -> tuple[str, ...] | None:
         """Devices for a request, node by node in the order of their indices, or None if it cannot have all of them.
 
         Args:
             request: what is asked for.
             free: what is free: node name to the ascending positions in `Node.devices`, or a `Room`; None for what is
                 free now.
+            eligible: the devices that could ever serve, where the caller knows them.
 
         Returns:
             A `Grant` if the request asks for more than whole devices.
         """
         if free is None and request.whole_gpus > self.free_total:
             return None
-        eligible = self.eligible(request)
+        if eligible is None:
+            eligible = self.eligible(request)
         if request.counted:
             room = self._room_now() if free is None else self._as_room(free)
             return sharing.place(self._layout, self._infos, room, request, eligible, self.rules)

@@ -128,11 +128,10 @@ class JobQueue:
         if job.awake:
             self.considered -= 1
             found = self._found.pop(job.id)
-            found.keys.remove(job.key)
+            if not found.keys.remove(job.key):
+                del self.classes[found.id]
             if found.by_limit is not None:
                 found.by_limit.remove((limit_of(job), job.key))
-            if not found.keys:
-                del self.classes[found.id]
 
     def change(self, job: Job, change: Callable[[Job], None]) -> None:
         """Change something of a waiting job on which its place depends. What is known of its class stays known."""
@@ -215,11 +214,8 @@ class JobQueue:
             found = self.classes[name]
             found.verdict, found.blocked_by, found.unavailable_since = verdict, blocked_by, since
 
-    def _class_id(self, job: Job) -> ClassId:
-        return job.spec.request, job.lane, None if self._group is None else self._group(job)
-
     def _class(self, job: Job) -> JobClass:
-        name = self._class_id(job)
+        name = (job.spec.request, job.lane, None if self._group is None else self._group(job))
         found = self.classes.get(name)
         if found is None:
             found = self.classes[name] = JobClass(name, job.spec.request, job.lane)

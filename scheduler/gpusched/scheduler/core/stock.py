@@ -87,6 +87,8 @@ class Stock:
         self.nodes: dict[str, Node] = {}
         self.devices: dict[str, Device] = {}
         self._place: dict[str, tuple[Node, int]] = {}
+        #: Of each device, its position in its node.
+        self._position: dict[str, int] = {}
         self._out_of_service: set[str] = set()  # drained, or not well or empty
         #: True if no device is drained, foreign, dirty or unhealthy.
         self.all_in_service = True
@@ -110,6 +112,7 @@ class Stock:
                     raise ValueError(f"two devices have the uuid {device.uuid}")
                 self.devices[device.uuid] = device
                 self._place[device.uuid] = (node, position)
+                self._position[device.uuid] = position
             node.available = list(range(len(node.devices)))
             self.free_total += len(node.devices)
         self._available = {name: node.available for name, node in self.nodes.items()}  # the very lists
@@ -184,17 +187,17 @@ class Stock:
                         device = devices[position]
                         raise AssertionError(f"device {device.uuid} is {self.state(device).name}, not free for {job}")
                     del available[at]
-            for position in positions:
-                devices[position].holder = job
+            for device in map(devices.__getitem__, positions):
+                device.holder = job
             self.free_total -= count
             self._held += count
 
     def _by_node(self, uuids: Sequence[str]) -> list[tuple[Node, list[int]]]:
         """Positions of some devices, node by node."""
-        places = self._place
         if len(self.nodes) == 1:
-            node = next(iter(self.nodes.values()))
-            return [(node, [places[uuid][1] for uuid in uuids])]
+            (node,) = self.nodes.values()
+            return [(node, list(map(self._position.__getitem__, uuids)))]
+        places = self._place
         found: dict[str, tuple[Node, list[int]]] = {}
         for uuid in uuids:
             node, position = places[uuid]
@@ -209,9 +212,7 @@ class Stock:
         # All devices are in service and nobody's; then the list of those that are free is put in order but once.
         simple = condition is Condition.CLEAN and not self._out_of_service and not self._kept
         for node, positions in self._by_node(uuids):
-            devices = node.devices
-            for position in positions:
-                device = devices[position]
+            for device in map(node.devices.__getitem__, positions):
                 device.previous, device.holder = device.holder, None
                 if device.warned:
                     device.warned.clear()

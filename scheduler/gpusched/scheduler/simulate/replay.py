@@ -257,14 +257,15 @@ class _Replay:
         self._handled += 1
         for effect in self._engine.handle(_PASS, now):
             if type(effect) is Granted:
-                number, lease = effect.job, effect.lease
-                job = self._jobs[number - 1]
-                self._starts[number - 1] = now
+                number = effect.job
+                index = number - 1
+                job = self._jobs[index]
+                self._starts[index] = now
                 self._free -= job.gpus
                 self._started += 1
-                heappush(self._ends, (now + job.run, self._started, number, lease.epoch))
+                heappush(self._ends, (now + job.run, self._started, number, effect.lease.epoch))
                 if self._placements:
-                    self._placements[number - 1] = lease.devices
+                    self._placements[index] = effect.lease.devices
 
     def _name(self, number: int) -> str:
         job = self._jobs[number - 1]
