@@ -164,8 +164,9 @@ async def test_a_burst_is_saved_in_fewer_and_larger_pieces_and_a_lone_job_at_onc
             await asyncio.sleep(0)
         return seconds / (store.saves - before)
 
-    # The best of several, as other processes may hold this one up.
-    assert min([await granted(room.submit()) for _ in range(GPUS)]) < driver.GATHER
+    # The middle of several, one right after the other, as other processes may hold this one up.
+    waits = sorted([await granted(room.submit()) for _ in range(GPUS)])
+    assert waits[GPUS // 2] < driver.GATHER_WAITING
     assert await flood(0.3) > 0.9 * driver.GATHER_MOST
     await room.driver.saved()
     await asyncio.sleep(2 * driver.GATHER_MOST)

@@ -69,14 +69,12 @@ class _Handler(logging.StreamHandler[IO[str]]):
 
     def put(self, line: str) -> None:
         """Write a line, or keep it until the lines are written together."""
-        self.acquire()  # other threads log, too
-        try:
+        assert self.lock is not None
+        with self.lock:  # other threads log, too
             if self.held is not None:
                 self.held.append(line)
             else:
                 self._write(line + "\n")
-        finally:
-            self.release()
 
     def write_held(self) -> None:
         """Write what was kept, and keep nothing more."""
@@ -138,7 +136,7 @@ def log_event(
         handler = handlers[0]
         formatter = handler.formatter
         if isinstance(formatter, _LINES):
-            handler.put(formatter.line(time.time(), logging.getLevelName(level), logger.name, event, fields))
+            handler.put(formatter.line(time.time(), _level_name(level), logger.name, event, fields))
             return
     present = {name: value for name, value in fields.items() if value is not None}
     logger.log(level, "%s", event, extra={_FIELDS: present}, exc_info=error)
@@ -155,12 +153,11 @@ class TextFormatter(logging.Formatter):
 
     def line(self, at: float, level: str, logger: str, event: str, fields: Mapping[str, object]) -> str:
         """The line of an event (`at` in seconds since the epoch), without a line's end."""
-        line = f"{_timestamp(at)} {_LEVEL_NAMES.get(level, level):<5} {_name(event)}"
+        parts = [_timestamp(at), _head(level, event)]
         for name, value in fields.items():
             if value is not None:
-                text = value if type(value) is str and value.isalnum() and value.isascii() else _text(value)
-                line += f" {_name(name)}={text}"
-        return line
+                parts += (_PREFIXES[name], str(value) if type(value) is int else _text(value))
+        return "".join(parts)
 
 
 class JsonFormatter(logging.Formatter):
@@ -198,8 +195,25 @@ def escape(text: str) -> str:
     return "".join(_escaped(character) for character in text)
 
 
-#: The same for names of events and fields, which are few.
-_name = lru_cache(maxsize=256)(escape)
+@lru_cache(maxsize=256)
+def _head(level: str, event: str) -> str:
+    """What stands between the time and the fields; levels and events are few."""
+    return f" {_LEVEL_NAMES.get(level, level):<5} {escape(event)}"
+
+
+class _Prefixes(dict[str, str]):
+    """What stands before a field's value, by its name; there are few."""
+
+    def __missing__(self, name: str) -> str:
+        prefix = f" {escape(name)}="
+        if len(self) < _MOST_NAMES:
+            self[name] = prefix
+        return prefix
+
+
+_MOST_NAMES = 1000
+_PREFIXES = _Prefixes()
+_level_name = lru_cache(maxsize=64)(logging.getLevelName)
 
 
 def _escaped(character: str) -> str:
@@ -215,10 +229,13 @@ def _escaped(character: str) -> str:
 
 def _text(value: object) -> str:
     """A field's value for the text format: bare where it is one plain word, else in double quotes."""
-    if type(value) is int:
+    if type(value) is str:
+        if _BARE.fullmatch(value):
+            return value
+        if value.isascii() and value.isprintable() and '"' not in value and "\\" not in value and value:
+            return f'"{value}"'  # words of a sentence: blanks, and what else is not bare
+    elif type(value) is int:
         return str(value)
-    if type(value) is str and _BARE.fullmatch(value):
-        return value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

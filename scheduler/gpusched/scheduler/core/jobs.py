@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, NewType
+from typing import NewType
 
 from gpusched.scheduler.core.batch import Attempt, BatchSpec
 from gpusched.scheduler.core.errors import IllegalMove
@@ -61,7 +61,8 @@ class JobSpec:
     signal: tuple[str, float] | None = None
 
 
-class HistoryLine(NamedTuple):
+@value
+class HistoryLine:
     at: float
     state: State
     message: str

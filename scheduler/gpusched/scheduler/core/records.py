@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gpusched.scheduler.core.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class JobRecord:
     """A job as it is kept. `data` has everything else about it as JSON; the columns are for finding it.
 
