@@ -47,6 +47,12 @@ def _check_devices(engine: Engine) -> None:
     assert engine.pool.free_total == free, "count of free devices is off"
     held = (owners.keys() | sharers.keys()) & engine.pool.devices.keys()
     assert engine.pool._held == len(held), "count of held devices is off"
+    for number, places in engine.pool._taken.items():
+        where = {node.devices[position].uuid for node, positions in places for position in positions}
+        taker = engine.running.get(number)
+        assert taker and taker.lease and where == set(taker.lease.devices), (
+            f"job {number}: where its devices are is off"
+        )
     assert engine.pool.divided == sharers.keys() & engine.pool.devices.keys(), "list of shared devices is off"
     for device in engine.pool.devices.values():
         counted = engine.pool.count_serviceable(frozenset((device.uuid,)))

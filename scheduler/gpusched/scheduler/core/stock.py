@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.model import Condition, DeviceInfo, NodeInfo
@@ -74,6 +74,10 @@ class Node:
         return Host(self.info.cpus, self.info.memory_bytes).less(*self.taken)
 
 
+#: Positions of devices, node by node.
+Places: TypeAlias = list[tuple[Node, list[int]]]
+
+
 class Stock:
     """All devices of all nodes.
 
@@ -89,6 +93,8 @@ class Stock:
         self._place: dict[str, tuple[Node, int]] = {}
         #: Of each device, its position in its node.
         self._position: dict[str, int] = {}
+        #: Where the whole devices are that jobs took.
+        self._taken: dict[JobId, Places] = {}
         self._out_of_service: set[str] = set()  # drained, or not well or empty
         #: True if no device is drained, foreign, dirty or unhealthy.
         self.all_in_service = True
@@ -175,7 +181,8 @@ class Stock:
             self._take_grant(uuids, job)
             if uuids.memory:
                 return
-        for node, positions in self._by_node(uuids):
+        places = self._taken[job] = self._by_node(uuids)
+        for node, positions in places:
             available, devices, count = node.available, node.devices, len(positions)
             if available[:count] == positions:
                 # What is handed out is mostly the first that is free.
@@ -192,7 +199,7 @@ class Stock:
             self.free_total -= count
             self._held += count
 
-    def _by_node(self, uuids: Sequence[str]) -> list[tuple[Node, list[int]]]:
+    def _by_node(self, uuids: Sequence[str]) -> Places:
         """Positions of some devices, node by node."""
         if len(self.nodes) == 1:
             (node,) = self.nodes.values()
@@ -206,12 +213,13 @@ class Stock:
 
     def give_back(self, uuids: Sequence[str], condition: Condition, job: JobId = JobId(0)) -> None:  # noqa: B008
         """End a job's hold. `condition` is CLEAN where nothing can have run, else CHECKING."""
+        taken = self._taken.pop(job, None)
         if job in self.grants and self._end_grant(job, condition):
             return
         self._held -= len(uuids)
         # All devices are in service and nobody's; then the list of those that are free is put in order but once.
         simple = condition is Condition.CLEAN and not self._out_of_service and not self._kept
-        for node, positions in self._by_node(uuids):
+        for node, positions in taken or self._by_node(uuids):
             for device in map(node.devices.__getitem__, positions):
                 device.previous, device.holder = device.holder, None
                 if device.warned:
@@ -252,6 +260,7 @@ class Stock:
 
     def untake(self, uuids: Iterable[str], job: JobId) -> None:
         """Undo a job's take that was only tried."""
+        self._taken.pop(job, None)
         if job in self.grants and self._end_grant(job, None):
             return
         for uuid in uuids:
