@@ -8,10 +8,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusched.scheduler.codec import job_of, record_of
+from gpusched.scheduler.codec import Specs, job_of, record_of
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Owner, Placement, Request
-from gpusched.scheduler.core.states import Queued
+from gpusched.scheduler.core.states import Finished, Outcome, Queued, State
 
 NAMES = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 
@@ -55,3 +55,18 @@ def test_what_a_job_says_of_itself_comes_back_and_may_be_missing() -> None:
     assert (plain.estimate, plain.preemptible, plain.signal) == (None, False, None)
     job.spec = replace(job.spec, estimate=5.5, preemptible=True, signal=("USR1", 60.0))
     assert job_of(record_of(job)).spec == job.spec
+
+
+def test_what_is_remembered_of_a_spec_is_dropped_when_it_changes_and_when_its_job_ends() -> None:
+    specs: Specs = {}
+    job = kept(Request(1))
+    assert record_of(job, specs) == record_of(job)
+    kept_spec, text = specs[job.id]
+    assert kept_spec is job.spec and json.loads(text) == json.loads(record_of(job).data)["spec"]
+    job.priority = 7
+    assert record_of(job, specs) == record_of(job), "what may change is not what is remembered"
+    assert specs[job.id][1] is text, "it is encoded once"
+    job.spec = replace(job.spec, estimate=5.5)
+    assert record_of(job, specs) == record_of(job)
+    job.status = Finished(9.0, State.CANCELLED, Outcome(message="left the queue"))
+    assert record_of(job, specs) == record_of(job) and not specs
