@@ -151,7 +151,12 @@ class Driver:
         self._flushed_at = self._loop.time()
         events, self._events = self._events, 0
         if self.engine.pass_wanted and not self._stopped:
-            effects = self.engine.handle(ev.Pass(), self.now())
+            try:
+                effects = self.engine.handle(ev.Pass(), self.now())
+            except Exception:
+                # A bug. What has happened is saved and told all the same; the next event has another pass.
+                log.exception("the pass failed: jobs may wait that could start")
+                effects = []
             _tell(self._early, effects)
             self._effects += effects
             self._arm()

@@ -137,8 +137,9 @@ class Engine(Upkeep):
     def _try_booking(self, job: Job, now: float) -> tuple[str, ...] | None:
         """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
         self.queue.place(job)
-        promise = self.outlook.tried(job, now).promise
-        fits = self._may_start and self.slots != 0 and promise is not None and promise <= now
+        at = self.outlook.booking(job, now)
+        over = self.quotas is not None and self.quotas.excess(job.spec.owner.name, job.request.gpus) is not None
+        fits = self._may_start and self.slots != 0 and not over and at is not None and at <= now
         return self.pool.place(job.request) if fits else None
 
     # -- asking for GPUs ---------------------------------------------------------------------------------

@@ -181,7 +181,11 @@ def _stopped(engine: Engine, needed: int) -> Reason | None:
         return Reason(Code.REATTACH, "the scheduler has just restarted and waits for its clients to come back", needed)
     if engine.slots == 0:
         most = engine.settings.max_running
-        return Reason(Code.LIMIT, f"{most} jobs run, which is the most that may (max-running)", needed)
+        return Reason(
+            Code.LIMIT,
+            f"{most} {'job runs' if most == 1 else 'jobs run'}, which is the most that may (max-running)",
+            needed,
+        )
     return None
 
 

@@ -15,6 +15,8 @@ from gpusched.scheduler.core.errors import Invalid
 
 #: Shares of a user of whom nothing was said.
 DEFAULT_SHARES = 1.0
+#: What shares may be.
+LEAST_SHARES, MOST_SHARES = 1e-6, 1e9
 _LN2 = log(2.0)
 
 
@@ -83,11 +85,11 @@ class ShareTree:
     """Accounts and users with their shares.
 
     Args:
-        shares: "user" or "account/user" or "account" (or deeper) to its shares, a number of any scale above 0.
-            Users that are not named stand below the root with one share.
+        shares: "user" or "account/user" or "account" (or deeper) to its shares, from `LEAST_SHARES` to `MOST_SHARES`.
+            Users that are not named stand below the root with one share; an account may be called like one of them.
 
     Raises:
-        Invalid: shares that are no number, negative or zero, or a name twice.
+        Invalid: shares that are no number or out of that range, or a name twice.
     """
 
     def __init__(self, shares: Mapping[str, float] | None = None) -> None:
@@ -96,6 +98,9 @@ class ShareTree:
         for path, number in (shares or {}).items():
             if not isfinite(number) or number <= 0:
                 raise Invalid(f"policy.shares: {path}={number:g}; shares must be above 0", field="policy.shares")
+            if not LEAST_SHARES <= number <= MOST_SHARES:
+                allowed = f"{LEAST_SHARES:g} to {MOST_SHARES:g}"
+                raise Invalid(f"policy.shares: {path}={number:g}; allowed is {allowed}", field="policy.shares")
             names = path.split("/")
             if not all(names):
                 raise Invalid(f"policy.shares: {path!r} has an empty name", field="policy.shares")
@@ -127,7 +132,8 @@ class ShareTree:
         """
         for user in used:
             if user not in self._users:
-                self._users[user] = self._root.children.setdefault(user, _Node(user, DEFAULT_SHARES, self._root))
+                # By a key that no account has: one may be called like the user.
+                self._users[user] = self._root.children[f"{user}/"] = _Node(user, DEFAULT_SHARES, self._root)
         total = sum(used.values())
         if total <= 0:
             return dict.fromkeys(used, 1.0)
@@ -152,7 +158,8 @@ class ShareTree:
             if child.children:
                 self._walk(child, share * part, effective, used, total, out)
             elif child.name in used:
-                out[child.name] = 2.0 ** (-effective / (share * part))
+                due = share * part  # 0 only if a deep tree's shares are beyond what numbers can tell
+                out[child.name] = 2.0 ** (-effective / due) if due else float(effective <= 0)
 
 
 def _usage(node: _Node, used: Mapping[str, float]) -> float:

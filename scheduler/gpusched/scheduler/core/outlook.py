@@ -7,6 +7,7 @@ The forecast is a plan of the same queue with expected run times instead of limi
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -85,21 +86,30 @@ class Outlook:
         ground = self._ground
         if ground.paused is not None or ground.halted is not None:
             return NOTHING
-        rank = ground.queue.rank(job)
-        ahead = [each for each in islice(ground.queue, min(rank, DEPTH)) if each.awake]
-        forecast = self._plan([*ahead, job], now, self._duration, strict=False).get(job.id)
+        ahead = self._ahead(job)
+        strict = ground.settings.policy.backfill == "none"
+        forecast = self._plan([*ahead, job], now, self._duration, strict=strict).get(job.id)
         promise = None
-        if ground.settings.policy.backfill != "easy" or not ahead:
-            strict = ground.settings.policy.backfill == "none"
+        if self._may_promise(job) and (ground.settings.policy.backfill != "easy" or not ahead):
             promise = self._plan([*ahead, job], now, limit_of, strict=strict).get(job.id)
         if promise is not None and forecast is not None:
             forecast = min(forecast, promise)
         return Expected(promise, forecast)
 
+    def booking(self, job: Job, now: float) -> float | None:
+        """When a job that is not in the queue would start at the latest, as far as devices tell; None for never."""
+        return self._plan([*self._ahead(job), job], now, limit_of, strict=False).get(job.id)
+
+    def _ahead(self, job: Job) -> list[Job]:
+        queue = self._ground.queue
+        return [each for each in islice(queue, min(queue.rank(job), DEPTH)) if each.awake]
+
     def _promise(self, job: Job) -> float | None:
         ground = self._ground
         if (claim := ground.claims.get(job.id)) is not None:
             return claim.until
+        if not self._may_promise(job):
+            return None
         if ground.bookings is not None:
             promise = ground.bookings.start_of(job)
         elif ground.settings.policy.backfill == "easy":
@@ -107,6 +117,16 @@ class Outlook:
         else:
             promise = self._promises.get(job.id)
         return None if promise is None or promise == NEVER else promise
+
+    def _may_promise(self, job: Job) -> bool:
+        """Whether devices alone decide when a job starts, and no limit of how many jobs or GPUs may run."""
+        ground = self._ground
+        easy = ground.settings.policy.backfill == "easy"
+        quotas, strict = ground.quotas, ground.settings.policy.backfill == "none"
+        if quotas is not None and (strict or quotas.of(job.spec.owner.name)):
+            return False  # under strict order, even the quotas of those before it
+        # Under EASY, the last of those whose end it waits for leaves it the place.
+        return easy or not ground.settings.max_running
 
     def _make(self, now: float) -> None:
         ground = self._ground
@@ -131,6 +151,7 @@ class Outlook:
         """Start times, in the queue's order, if work takes as long as told; those that never come are left out."""
         ground = self._ground
         waiting = list(waiting)
+        limits = _Limits(ground)
         profile = profile_of(form_for(ground.pool, (job.request for job in waiting)), ground.pool, now)
         for job in ground.running.values():
             lease = job.lease
@@ -141,6 +162,7 @@ class Outlook:
                 end = now + OUTLIVED * (now - lease.granted_at)
                 if lease.expires_at is not None:
                     end = max(now, min(end, lease.expires_at))
+            limits.hold(job, end)
             if end != NEVER:
                 profile.give(profile.hold_of(lease.devices), end, NEVER)
         starts: dict[JobId, float] = {}
@@ -150,6 +172,7 @@ class Outlook:
             begin = now
             if strict:
                 begin = max((at for other, at in after.items() if not eligible.isdisjoint(other)), default=now)
+            begin = max(begin, limits.earliest(job, now))
             takes = duration(job)
             found = None if begin == NEVER else profile.earliest(job.request, takes, begin)
             if strict:
@@ -157,4 +180,48 @@ class Outlook:
             if found is not None:
                 starts[job.id] = found[0]
                 profile.take(found[1], found[0], found[0] + takes)
+                limits.hold(job, found[0] + takes)
         return starts
+
+
+class _Limits:
+    """What keeps jobs waiting beside devices: how many may run, and how much their owners may hold.
+
+    A planned job counts from now on, so that what is told is rather late than early.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._most = ground.settings.max_running
+        self._quotas = ground.quotas
+        self._ends: list[float] = []
+        #: By a quota's name, the end of each job that counts towards it, and its GPUs; first to last.
+        self._held: dict[str, list[tuple[float, int]]] = {}
+
+    def hold(self, job: Job, end: float) -> None:
+        """A job runs until then, or is planned to."""
+        if self._most:
+            insort(self._ends, end)
+        if self._quotas is not None:
+            for quota in self._quotas.of(job.spec.owner.name):
+                insort(self._held.setdefault(quota.name, []), (end, job.request.gpus))
+
+    def earliest(self, job: Job, now: float) -> float:
+        """When a job may start as far as these go, infinite for never."""
+        found = now
+        if self._most and len(self._ends) >= self._most:
+            found = max(found, self._ends[-self._most])
+        if self._quotas is None:
+            return found
+        gpus = job.request.gpus
+        for quota in self._quotas.of(job.spec.owner.name):
+            held = self._held.get(quota.name, [])
+            if quota.jobs and len(held) >= quota.jobs:
+                found = max(found, held[-quota.jobs][0])
+            if quota.gpus:
+                left = sum(count for _, count in held)
+                for end, count in held:
+                    if left + gpus <= quota.gpus:
+                        break
+                    left -= count
+                    found = max(found, end)
+        return found
