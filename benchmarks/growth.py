@@ -43,8 +43,10 @@ def run(effort: Effort) -> list[Row]:
 
 
 def _queue(effort: Effort, sizes: tuple[int, ...]) -> Iterator[Row]:
-    passes, submits, positions = {}, {}, {}
+    passes, booked, submits, positions = {}, {}, {}, {}
     for size in sizes:
+        engine = _full(size, "conservative")
+        booked[size] = [_timed(partial(_pass, engine)) for _ in range(10 * effort.rounds)]
         engine = _full(size)
         passes[size] = [_timed(partial(_pass, engine)) for _ in range(10 * effort.rounds)]
         submits[size] = [_timed(partial(_come_and_go, engine)) for _ in range(10 * effort.rounds)]
@@ -54,6 +56,7 @@ def _queue(effort: Effort, sizes: tuple[int, ...]) -> Iterator[Row]:
     least = sizes[0]
     for what, found, target in (
         ("a pass that can start nobody", passes, Target(10_000.0, of_ratio=False)),
+        ("the same with conservative backfill", booked, Target(10_000.0, of_ratio=False)),
         ("submit and cancel", submits, None),
         ("a position", positions, None),
     ):
@@ -67,9 +70,9 @@ def _queue(effort: Effort, sizes: tuple[int, ...]) -> Iterator[Row]:
             )
 
 
-def _full(size: int) -> Engine:
+def _full(size: int, backfill: str = "easy") -> Engine:
     """All GPUs taken, one job that needs them all, and many more behind it."""
-    engine = _engine(PolicySettings("fifo", "easy"), GPUS)
+    engine = _engine(PolicySettings("fifo", backfill), GPUS)
     engine.handle(ev.Submit(_spec(GPUS - 1, 3600.0)), 0.0)
     engine.handle(ev.Pass(), 0.0)
     engine.handle(ev.Submit(_spec(GPUS, 3600.0)), 0.0)

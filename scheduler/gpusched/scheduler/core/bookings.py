@@ -4,12 +4,16 @@ A new job books the earliest hole that is left. When work ends before its limit,
 time, in the queue's order: its booking is taken out, fitted anew and put back. Its old place is still there then, so
 it can only come forward (policy.md, "Conservative"). Bookings are made anew, and may get later, only when the order
 or the capacity changes.
+
+That is work for each waiter, so only the first `DEPTH` of them have bookings; whoever waits behind those may start
+where all bookings leave room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.ends import NEVER, Ends
@@ -17,6 +21,9 @@ from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
 from gpusched.scheduler.core.queue import JobQueue, Verdict, limit_of
+
+#: So many waiting jobs have a booking, from the first on.
+DEPTH = 1000
 
 
 @dataclass(slots=True)
@@ -72,7 +79,7 @@ class Bookings:
             slots: at most so many starts, None for any number.
             left_out: whether a waiting job is to have no booking now.
         """
-        waiting = [job for job in queue if job.awake and not (left_out and left_out(job))]
+        waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), DEPTH))
         self._update(waiting, pool, ends, now)
         first: Job | None = None
         passed: list[Job] = []
@@ -95,6 +102,59 @@ class Bookings:
             if len(passed) < 8:
                 passed.append(job)
         self._order = [job.id for job in waiting]
+        if len(waiting) == DEPTH:
+            yield from self._beyond(queue, pool, waiting[-1], now, slots, left_out, first, tuple(passed))
+
+    def _beyond(
+        self,
+        queue: JobQueue,
+        pool: Pool,
+        last: Job,
+        now: float,
+        slots: int | None,
+        left_out: Callable[[Job], bool] | None,
+        first: Job | None,
+        passed: tuple[Job, ...],
+    ) -> Iterator[Start]:
+        """Of each class, start the first jobs that stand behind all bookings and are in the way of none."""
+        assert self._profile is not None
+        index, lane, last_key = queue.lane_index, queue.lane_index[last.lane], last.key
+        for found in list(queue.classes.values()):
+            if index[found.lane] < lane:
+                continue
+            key = found.keys.after(last_key) if found.lane == last.lane else found.keys.first()
+            if key is not None:
+                found.verdict, found.blocked_by = Verdict.BEHIND, None if first is None else first.id
+            # Any that comes next, until one does not fit; then only those that are over before the first booking.
+            most = NEVER
+            while key is not None and slots != 0 and found.request.whole_gpus <= pool.free_total:
+                job = queue.job(key)
+                if left_out and left_out(job):
+                    break
+                devices = self._squeeze(job, now)
+                if devices is not None:
+                    slots = None if slots is None else slots - 1
+                elif most != NEVER:
+                    break
+                else:
+                    most = (self.next_start(now) or now) - now
+                key = found.keys.after(key, most)
+                if devices is not None:
+                    yield Start(job, devices, passed)
+
+    def _squeeze(self, job: Job, now: float) -> tuple[str, ...] | None:
+        """Start a job that has no booking if that is in the way of none. Returns its devices."""
+        assert self._profile is not None
+        limit = limit_of(job)
+        hole = self._profile.earliest(job.request, limit, now)
+        if hole is None or hole[0] > now:
+            return None
+        devices = self._profile.place_now(job.request, hole[1])
+        if devices is not None:
+            booking = self._booked[job.id] = _Booking(job, now, now + limit, hole[1])
+            self._profile.take(hole[1], now, now + limit)
+            self._begin(booking, now)
+        return devices
 
     # -- keeping the plan ----------------------------------------------------------------------------------
 
