@@ -6,13 +6,15 @@ import math
 from heapq import heappop, heappush
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.support import make_nodes
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid
-from gpusched.scheduler.core.fairshare import ShareTree, UsageBook
+from gpusched.scheduler.core.fairshare import LEAST_SHARES, MOST_SHARES, ShareTree, UsageBook
 from gpusched.scheduler.core.jobs import JobId, JobSpec
 from gpusched.scheduler.core.model import Owner, Request
 from gpusched.scheduler.core.policy import PolicySettings
@@ -56,7 +58,41 @@ def test_the_unknown_have_one_share() -> None:
     assert factors == pytest.approx({"x": 0.5, "y": 0.5}), "x has used three times as much, as is due to it"
 
 
-@pytest.mark.parametrize("shares", [{"x": 0}, {"x": -1}, {"x": math.nan}, {"x": math.inf}, {"a//x": 1}, {"": 1}])
+def test_an_account_may_be_called_like_a_user_who_has_no_shares() -> None:
+    """As a group and a login often are."""
+    factors = ShareTree({"physics": 1, "physics/bob": 1}).factors({"physics": 1.0, "bob": 1.0})
+    assert factors == pytest.approx({"physics": 0.5, "bob": 0.5})
+
+
+NAMES = st.sampled_from(["a", "b", "c", "a/b", "b/a", "b/c", "c/c", "a/c/b"])
+
+
+@given(
+    st.dictionaries(NAMES, st.sampled_from([LEAST_SHARES, 1.0, MOST_SHARES]), max_size=6),
+    st.dictionaries(st.sampled_from("abcd"), st.sampled_from([0.0, 1e-9, 1.0, 1e12]), max_size=4),
+)
+def test_everybody_has_a_factor(shares: dict[str, float], used: dict[str, float]) -> None:
+    try:
+        tree = ShareTree(shares)
+    except Invalid:
+        return  # a user in two accounts
+    for _ in range(2):
+        factors = tree.factors(used)
+        assert factors.keys() == used.keys() and all(0.0 <= factor <= 1.0 for factor in factors.values())
+
+
+def test_a_very_deep_tree_has_numbers_too_small_to_tell() -> None:
+    path, shares = "", {}
+    for depth in range(60):
+        shares[f"{path}big{depth}"] = MOST_SHARES
+        path += f"n{depth}/"
+        shares[path.rstrip("/")] = LEAST_SHARES
+    assert ShareTree(shares).factors({"n59": 1.0, "big0": 1.0})["n59"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "shares", [{"x": 1e-7}, {"x": 1e10}, {"x": 0}, {"x": -1}, {"x": math.nan}, {"x": math.inf}, {"a//x": 1}, {"": 1}]
+)
 def test_shares_that_are_none(shares: dict[str, float]) -> None:
     with pytest.raises(Invalid, match=r"policy\.shares"):
         ShareTree(shares)

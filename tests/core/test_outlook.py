@@ -11,7 +11,7 @@ from core.support import Box, make_spec
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.outlook import DEPTH, NOTHING
-from gpusched.scheduler.core.policy import PolicySettings
+from gpusched.scheduler.core.policy import PolicySettings, Quota
 
 NewBox = Callable[..., Box]
 
@@ -117,3 +117,43 @@ def test_what_can_start_beside_all_bookings_would_start(box: NewBox) -> None:
     b.submit(4, time_limit=10.0)
     assert b.engine.dry_run(make_spec(2, time_limit=100.0), b.now)[1] is not None
     assert b.engine.dry_run(make_spec(2, time_limit=101.0), b.now)[1] is None, "it would delay the second"
+
+
+# -- limits beside devices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_who_waits_for_a_quota_is_told_no_time_at_which_it_cannot_start(box: NewBox, backfill: str) -> None:
+    b = box("4", policy=PolicySettings("fifo", backfill, user_gpus=2))
+    b.submit(2, time_limit=3600.0)
+    second, third = b.submit(1, time_limit=60.0), b.submit(2, time_limit=60.0)
+    assert [told(b, job) for job in (second, third)] == [(None, 3600.0), (None, 3660.0)]
+    tried = b.engine.outlook.tried(b.engine.dry_run(make_spec(1), b.now)[0], b.now)
+    assert tried.promise is None and tried.forecast is not None and tried.forecast >= b.now + 3600.0
+    assert b.engine.dry_run(make_spec(1), b.now)[1] is None, "and would not start either"
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_who_waits_for_others_to_end_is_told_when(box: NewBox, backfill: str) -> None:
+    b = box("4", policy=PolicySettings("fifo", backfill), max_running=1)
+    b.submit(1, time_limit=3600.0)
+    second, third = b.submit(1, time_limit=60.0), b.submit(1, time_limit=60.0)
+    assert [told(b, job) for job in (second, third)] == [(None, 3600.0), (None, 3660.0)]
+
+
+def test_a_quota_of_jobs_counts_those_of_an_account(box: NewBox) -> None:
+    shares, quotas = (("lab/alice", 1.0), ("lab/bob", 1.0)), (Quota("lab/", jobs=1),)
+    b = box("4", policy=PolicySettings("fifo", "easy", shares=shares, quotas=quotas))
+    b.submit(1, time_limit=100.0, user="alice")
+    follows = b.submit(1, time_limit=50.0, user="bob")
+    other = b.submit(1, time_limit=50.0, user="cyd")
+    assert told(b, follows) == (None, 100.0) and other in b.running
+
+
+def test_a_dry_run_under_strict_order_goes_by_that_order(box: NewBox) -> None:
+    b = full(box, "none")
+    b.submit(4, time_limit=50.0)
+    job, devices = b.engine.dry_run(make_spec(1, time_limit=10.0), b.now)
+    assert devices is None
+    expected = b.engine.outlook.tried(job, b.now)
+    assert (expected.promise, expected.forecast) == (b.now + 350.0, b.now + 350.0)

@@ -174,6 +174,35 @@ async def test_a_burst_is_saved_in_fewer_and_larger_pieces_and_a_lone_job_at_onc
     await room.driver.close()
 
 
+async def test_a_pass_that_fails_keeps_nothing_from_being_saved(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug in a plan is no reason to forget who has asked, or to answer nobody."""
+    store = MemoryStore()
+    store.open()
+    room = Room(store)
+    handle = room.driver.engine.handle
+
+    def fail(event: ev.Event, now: float) -> list[do.Effect]:
+        if isinstance(event, ev.Pass):
+            raise KeyError("lane")
+        return handle(event, now)
+
+    monkeypatch.setattr(room.driver.engine, "handle", fail)
+    job = room.submit()
+    async with asyncio.timeout(5):
+        await room.driver.saved()
+    assert store.job(job.id) is not None and job.state is State.QUEUED
+    assert "the pass failed" in caplog.text
+    monkeypatch.undo()
+    other = room.submit()
+    async with asyncio.timeout(5):
+        await room.driver.saved()
+    assert isinstance(other.status, Running) and isinstance(job.status, Running), "the next event has another pass"
+    room.publisher.cancel()
+    await room.driver.close()
+
+
 async def test_a_stopped_driver_starts_nothing_but_takes_what_comes(room: Room) -> None:
     job = room.submit(1, max_wait=0.01)
     room.driver.stop()
