@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_from_history(server: Server) -> None:
         done = ask(server, "simulate", "--from-history", "--backfill", "none,easy", "--policy", "fifo", "--json")
         more = ask(server, "--url", server.address, "simulate", "--from-history", "--nodes", "2x4")
         small = ask(server, "simulate", "--from-history", "--gpus=3", "--skip-too-large")
-    assert (done.returncode, done.stderr) == (0, "1 job ended without a run and is left out\n"), done
+    assert (done.returncode, done.stderr) == (0, "left out: 1 job that ended without a run\n"), done
     it = json.loads(done.stdout)
     assert (it["jobs"], it["users"], it["gpus"], it["estimate"]) == (3, 1, 8, "exact")
     assert [each["backfill"] for each in it["runs"]] == ["none", "easy"]
@@ -215,6 +216,36 @@ def test_from_history(server: Server) -> None:
     # A machine that one thinks of buying.
     assert f"history of {server.address}: 3 jobs of 1 user on 8 GPUs in 2 nodes (pack)" in more.stdout, more
     assert "1 left out, larger than the machine" in small.stdout, small
+
+
+@pytest.mark.slow
+def test_from_history_has_the_schedulers_policy_and_no_jobs_that_a_log_cannot_tell(
+    server_factory: Callable[..., Server],
+) -> None:
+    server = server_factory("4", args=("--policy", "sjf", "--freeze-bypasses", "7", "--aging", "2h"))
+    for asked in (("-n", "0", "--cpus", "1"), ("--shared", "--gpu-memory", "1G"), ("--time", "1h", "--estimate", "5m")):
+        job = ask(server, "submit", "--quiet", *asked, "--", "true").stdout.strip()
+        ask(server, "wait", job)
+    done = ask(server, "simulate", "--from-history", "--json")
+    assert (done.returncode, done.stderr) == (0, "left out: 1 job without GPUs, 1 job with a share of a GPU\n"), done
+    (row,) = json.loads(done.stdout)["runs"]
+    assert (row["policy"], row["backfill"], row["candidates"]) == ("sjf", "easy", "queue")
+    knobs = {"depth": 1, "freeze_bypasses": 7, "freeze_wait": 21600, "aging": 7200, "starvation": 86400}
+    assert row["knobs"] == {**knobs, "half_life": 7 * 86400}
+    # What the user says counts for more.
+    mine = ("--policy", "fifo", "--freeze-bypasses", "0", "--starvation=60")
+    done = ask(server, "simulate", "--from-history", "--json", *mine)
+    (row,) = json.loads(done.stdout)["runs"]
+    assert row["policy"] == "fifo"
+    assert row["knobs"] == {**knobs, "freeze_bypasses": 0, "starvation": 60, "half_life": 7 * 86400}
+
+
+def test_names_without_limits_are_something_to_go_by(log: Path) -> None:
+    log.write_text("job_id,submit_s,run_s,gpus,name\n1,0,1,1,train\n")
+    assert parsed(log, "--gpus", "1")["estimate"] == "exact"
+    assert parsed(log, "--gpus", "1", "--estimate", "limit")["estimate"] == "limit"
+    said = good(log, "--gpus", "1", "--estimate", "limit").splitlines()[0]
+    assert said.endswith("; estimates: the users' limits, their estimates and similar runs")
 
 
 def test_from_history_without_a_scheduler() -> None:

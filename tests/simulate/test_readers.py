@@ -71,6 +71,32 @@ def test_priorities(tmp_path: Path) -> None:
     assert error(tmp_path, text.replace("-5", "101")) == "LOG:2: job 1: priority 101; allowed are -100 to 100"
 
 
+def test_names_and_estimates(tmp_path: Path) -> None:
+    text = "job_id,submit_s,run_s,gpus,name,estimate_s\n1,0,1,1, train 7B ,60\n2,0,1,1,,\n3,0,1,1,x,-1\n"
+    log = read(tmp_path, text)
+    assert [(job.name, job.estimate) for job in log.jobs] == [("train 7B", 60), ("", None), ("x", None)]
+    assert (log.has_requested, log.has_hints, read(tmp_path, CSV).has_hints) == (False, True, False)
+    assert error(tmp_path, text.replace("60", "0")) == "LOG:2: job 1: estimate_s 0; it must be more than 0, or empty"
+    assert error(tmp_path, text.replace("60", "4e8")).startswith("LOG:2: estimate_s: 4e8 s is out of range")
+    odd = [read(tmp_path, text.replace(" train 7B ", name)).jobs[0].name for name in ("x" * 129, "a\x1bb")]
+    assert odd == ["x" * 128, "a?b"], "a name is for telling like from like, and none is refused for it"
+
+
+TOO_LONG = "s is out of range; allowed are 315,360,000 s at most (ten years)"
+
+
+def test_times_of_more_than_ten_years(tmp_path: Path) -> None:
+    for old, new, said in (
+        ("30,50.5,3,,", "30,4e8,3,,", f"LOG:3: run_s: 4e8 {TOO_LONG}"),
+        ("100,4,200", "100,4,315360001", f"LOG:2: req_s: 315360001 {TOO_LONG}"),
+    ):
+        assert error(tmp_path, CSV.replace(old, new)) == said
+        assert error(tmp_path, CSV.replace(old, new), skip_incomplete=True) == said
+    assert error(tmp_path, SWF.replace(" 100 ", " 400000000 ", 1)) == f"LOG:4: run time: 400000000 {TOO_LONG}"
+    assert error(tmp_path, SWF.replace(" 200 ", " 400000000 ", 1)) == f"LOG:4: requested time: 400000000 {TOO_LONG}"
+    assert read(tmp_path, CSV.replace("100,4,200", "315360000,4,315360000")).jobs[0].run == 315_360_000
+
+
 def test_jobs_of_one_instant_are_in_the_order_of_their_ids(tmp_path: Path) -> None:
     text = "job_id,submit_s,run_s,gpus\n10,5,1,1\n9,5,1,1\n11,5,1,1\n"
     assert [job.id for job in read(tmp_path, text).jobs] == [9, 10, 11]
@@ -140,6 +166,9 @@ def test_rows_that_are_wrong(row: str, said: str, tmp_path: Path) -> None:
         ("job_id,submit_s,run_s,gpus,user,user\n", "LOG:1: column 'user' is there twice"),
         (SWF + "3 40 1 1\n", "LOG:6: has 4 fields; a line of the SWF has 18"),
         (SWF.replace("   100 ", "   ten ", 1), "LOG:4: run time: 'ten' is no number"),
+        (SWF.replace(" 100     2 ", " 100     x "), "LOG:4: procs used: 'x' is no number"),
+        (SWF.replace("  2     30 ", "  b     30 "), "LOG:5: job number: 'b' is no number"),
+        (SWF.replace("  2     30 ", "  2.5   30 "), "LOG:5: job number: '2.5' is no whole number"),
         (SWF.replace(" 30 ", " -2 "), "LOG:5: job 2: submit time -2; it must not be negative"),
         (SWF.replace("   50 ", "   -1 ", 1), "LOG:5: job 2: run time -1; it must not be negative; --skip-incomplete"),
         (gzip.compress(SWF.encode())[:-12], "cannot read LOG: the gzip data is damaged or cut off"),

@@ -63,6 +63,29 @@ def test_what_users_asked_for_decides_who_passes_and_what_they_used_when_they_en
     assert limits == [0, 100, 150, 30]
 
 
+def named(number: int, submit: int, run: int, limit: int, name: str, estimate: int | None = None) -> LoggedJob:
+    return job(number, submit, run, 4, limit)._replace(name=name, estimate=estimate)
+
+
+def test_shortest_job_first_learns_from_runs_of_the_same_name() -> None:
+    # Everybody asks for an hour. After two evals of a minute the third one is before the training that came earlier.
+    jobs = [named(1, 0, 60, 3600, "eval"), named(2, 1, 60, 3600, "eval")]
+    jobs += [named(3, 100, 3000, 3600, "train"), named(4, 101, 3000, 3600, "train"), named(5, 102, 60, 3600, "eval")]
+    assert starts(jobs, 4, "sjf", estimate=Estimate.LIMIT) == [0, 60, 180, 3180, 120]
+    # Without names there is nothing but the limits, and those are alike.
+    nameless = [each._replace(name="") for each in jobs]
+    assert starts(nameless, 4, "sjf", estimate=Estimate.LIMIT) == [0, 60, 120, 3120, 6120]
+    # With exact estimates a name says nothing more.
+    assert starts(jobs, 4, "sjf") == starts(nameless, 4, "sjf") == [0, 60, 180, 3180, 120]
+
+
+def test_an_estimate_of_the_users_own_counts_for_more_than_the_limit_and_a_name() -> None:
+    jobs = [named(1, 0, 100, 3600, "a"), named(2, 1, 100, 3600, "a", 3000), named(3, 2, 100, 3600, "", 2000)]
+    jobs += [named(4, 3, 100, 2500, "")]
+    # 2 would be expected to take 100 s, as job 1 did when it ended, if its user did not say better.
+    assert starts(jobs, 4, "sjf", estimate=Estimate.LIMIT) == [0, 300, 100, 200]
+
+
 def test_a_limit_below_the_run_time_is_raised_and_counted() -> None:
     jobs = [job(1, 0, 100, 2, 10), job(2, 1, 10, 2, 20)]
     done = replay(jobs, flat_pool(2), _settings(), estimate=Estimate.LIMIT)

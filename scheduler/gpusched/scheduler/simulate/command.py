@@ -21,12 +21,10 @@ from gpusched.scheduler.core.policy import BACKFILLS, CANDIDATES, ORDERS, Policy
 from gpusched.scheduler.simulate import plot, report
 from gpusched.scheduler.simulate.filters import Filter, parse_filter
 from gpusched.scheduler.simulate.metrics import measure
-from gpusched.scheduler.simulate.options import AUTO, parse
+from gpusched.scheduler.simulate.options import AUTO, KNOBS, parse
 from gpusched.scheduler.simulate.readers import Log, read_log
 from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, SimulationError, flat_pool, node_pool
-
-_KNOBS = ("depth", "freeze_bypasses", "freeze_wait", "aging", "starvation", "half_life")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,7 +72,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
         if not (args.gpus.isascii() and args.gpus.isdigit() and len(args.gpus) < 10):
             raise SimulationError(f"--gpus: {args.gpus[:60]!r} is no number of GPUs")
         nodes = flat_pool(int(args.gpus))
-    knobs = {name: value for name in _KNOBS if (value := getattr(args, name)) is not None}
+    knobs = {name: value for name in KNOBS if (value := getattr(args, name)) is not None}
     names = itertools.product(
         _names(args.policy, ORDERS), _names(args.backfill, BACKFILLS), _names(args.candidates, CANDIDATES)
     )
@@ -115,7 +113,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> None:
     placement = _placement(args.placement, nodes)
     jobs, too_large = _fitting(log, gpus, args.skip_too_large)
     estimate = Estimate(args.estimate) if args.estimate else Estimate.LIMIT if log.has_requested else Estimate.EXACT
-    if estimate is Estimate.LIMIT and not log.has_requested:
+    if estimate is Estimate.LIMIT and not (log.has_requested or log.has_hints):
         raise SimulationError(f"{log.name} has no requested times; with --estimate exact, run times are taken for them")
     about = report.About(log, len(nodes), gpus, placement, estimate, too_large, time.perf_counter() - began)
     outcomes = []

@@ -11,6 +11,8 @@ from gpusched.scheduler.core.model import Placement
 from gpusched.scheduler.simulate.replay import Estimate, Events
 
 AUTO = "auto"
+#: Fields of a policy that are options too, beside its order, backfill and candidates.
+KNOBS = ("depth", "freeze_bypasses", "freeze_wait", "aging", "starvation", "half_life")
 
 _EPILOG = """\
 examples:
@@ -19,7 +21,7 @@ examples:
   gpusched simulate --from-history --policy all --backfill none,easy
 
 LOG is in the Standard Workload Format, or CSV with the columns job_id, submit_s, run_s, gpus (or procs) and, if
-there are such, req_s, user, priority; plain or gzip; `-` is the standard input. Times are seconds.
+there are such, req_s, user, priority, name, estimate_s; plain or gzip; `-` is the standard input. Times are seconds.
 """
 
 
@@ -60,8 +62,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _add_log(parser: Parser) -> None:
     group = parser.add_argument_group("the log")
     group.add_argument(
-        "--from-history", action="store_true", help="in place of LOG: the jobs that ended on the scheduler at --url"
-    )
+        "--from-history", action="store_true",
+        help="in place of LOG: the jobs that ended on the scheduler at --url, under its policy where you name no other",
+    )  # fmt: skip
     group.add_argument("--url", metavar="HOST:PORT", help="its address, for --from-history (default: $GPUSCHED_URL)")
     # The name of what comes from the standard input.
     group.add_argument("--called", default="standard input", help=argparse.SUPPRESS)
@@ -105,8 +108,8 @@ def _add_policy(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--estimate", choices=[each.value for each in Estimate],
-        help="what the scheduler knows of run times: exact, or the limit that users asked for "
-        "(the default where the log has it)",
+        help="what the scheduler knows of run times: exact, or the limit that users asked for, "
+        "and what jobs of that name took (the default where the log has limits)",
     )  # fmt: skip
     group.add_argument("--depth", metavar="N", type=int, help="reservations under easy (default 1)")
     group.add_argument(

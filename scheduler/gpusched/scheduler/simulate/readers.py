@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpusched.scheduler.core.constraints import MAX_NAME
+from gpusched.scheduler.core.policy import MAX_SECONDS
 from gpusched.scheduler.simulate.filters import Filter
 from gpusched.scheduler.simulate.workload import LoggedJob, Seconds, SimulationError
 
@@ -41,6 +43,7 @@ class Log:
         jobs: in the order of their submit times, equal ones in the order of their ids.
         gpus: size of the machine as the log tells it, None if it does not.
         has_requested: whether any job's requested time is known.
+        has_hints: whether anything else says how long jobs may take: an estimate, or a name to learn by.
         incomplete: rows that were left out as they cannot be replayed.
         filtered: rows that the filters left out.
     """
@@ -49,6 +52,7 @@ class Log:
     jobs: list[LoggedJob] = field(default_factory=list)
     gpus: int | None = None
     has_requested: bool = False
+    has_hints: bool = False
     incomplete: int = 0
     filtered: int = 0
 
@@ -98,6 +102,7 @@ def read_log(
         why = "that match" if log.filtered else "that could be replayed" if log.incomplete else "in it"
         raise SimulationError(f"{name}: there are no jobs {why}")
     log.has_requested = any(job.requested is not None for job in jobs)
+    log.has_hints = any(job.name or job.estimate is not None for job in jobs)
     return log
 
 
@@ -188,14 +193,16 @@ def _read_swf(
             log.filtered += 1
             continue
         try:
-            asked, limit = _number(parts[_SWF_ASKED], "procs"), _number(parts[_SWF_LIMIT], "requested time")
-            gpus = asked if asked > 0 else _number(parts[_SWF_USED], "procs")
+            if type(_number(parts[_SWF_ID], "job number")) is not int:
+                raise SimulationError(f"job number: {parts[_SWF_ID][:40]!r} is no whole number")
+            asked, limit = _number(parts[_SWF_ASKED], "procs"), _seconds(parts[_SWF_LIMIT], "requested time")
+            used = _number(parts[_SWF_USED], "procs used")
             yield _job(
                 number,
                 parts[_SWF_ID],
                 _number(parts[_SWF_SUBMIT], "submit time"),
-                _number(parts[_SWF_RUN], "run time"),
-                gpus,
+                _seconds(parts[_SWF_RUN], "run time"),
+                asked if asked > 0 else used,
                 limit if limit > 0 else None,
                 "" if parts[_SWF_USER] == "-1" else parts[_SWF_USER],
             )
@@ -236,6 +243,7 @@ def _read_csv(
             )
         at_id, at_submit, at_run, at_gpus = (places[each] for each in ("job_id", "submit_s", "run_s", gpus_name))
         at_limit, at_user, at_priority = (places.get(each) for each in ("req_s", "user", "priority"))
+        at_name, at_estimate = places.get("name"), places.get("estimate_s")
         asked_for = [(each, _column(header, each, name)) for each in filters]
         for row in reader:
             number = before + reader.line_num
@@ -250,7 +258,10 @@ def _read_csv(
             try:
                 limit = None
                 if at_limit is not None and row[at_limit].strip() not in ("", "-1"):
-                    limit = _number(row[at_limit], "req_s")
+                    limit = _seconds(row[at_limit], "req_s")
+                estimate = None
+                if at_estimate is not None and row[at_estimate].strip() not in ("", "-1"):
+                    estimate = _seconds(row[at_estimate], "estimate_s")
                 priority: Seconds = 0
                 if at_priority is not None and row[at_priority].strip():
                     priority = _number(row[at_priority], "priority")
@@ -258,11 +269,13 @@ def _read_csv(
                     number,
                     row[at_id],
                     _number(row[at_submit], "submit_s"),
-                    _number(row[at_run], "run_s"),
+                    _seconds(row[at_run], "run_s"),
                     _number(row[at_gpus], gpus_name),
                     limit,
                     row[at_user].strip() if at_user is not None else "",
                     priority,
+                    row[at_name].strip() if at_name is not None else "",
+                    estimate,
                 )
             except _Incomplete as error:
                 _leave_out(log, where, error, skip_incomplete)
@@ -313,20 +326,32 @@ def _number(text: str, field: str) -> Seconds:
     return int(value) if value.is_integer() else value
 
 
+def _seconds(text: str, field: str) -> Seconds:
+    """How long something takes: no longer than the scheduler takes any limit for one."""
+    value = _number(text, field)
+    if value > MAX_SECONDS:
+        raise SimulationError(
+            f"{field}: {text.strip()[:40]} s is out of range; allowed are {MAX_SECONDS:,.0f} s at most (ten years)"
+        )
+    return value
+
+
 def _job(
     line: int,
-    name: str,
+    id_text: str,
     submit: Seconds,
     run: Seconds,
     gpus: Seconds,
     requested: Seconds | None,
     user: str,
     priority: Seconds = 0,
+    name: str = "",
+    estimate: Seconds | None = None,
 ) -> LoggedJob:
-    name = name.strip()
-    if not name or len(name) > 64:
+    id_text = id_text.strip()
+    if not id_text or len(id_text) > 64:
         raise SimulationError("job id: must have 1 to 64 characters")
-    job_id = int(name) if name.isdigit() and name.isascii() and len(name) < 19 else name
+    job_id = int(id_text) if id_text.isdigit() and id_text.isascii() and len(id_text) < 19 else id_text
     if submit < 0:
         raise SimulationError(f"job {job_id}: submit time {submit}; it must not be negative")
     if run < 0:
@@ -338,6 +363,10 @@ def _job(
             raise SimulationError(f"job {job_id}: {what} {value}; it must be a whole number")
     if requested is not None and requested <= 0:
         raise SimulationError(f"job {job_id}: requested time {requested}; it must be more than 0, or empty")
+    if estimate is not None and estimate <= 0:
+        raise SimulationError(f"job {job_id}: estimate_s {estimate}; it must be more than 0, or empty")
+    if not name.isprintable():
+        name = "".join(char if char.isprintable() else "?" for char in name)
     if not -100 <= priority <= 100:
         raise SimulationError(f"job {job_id}: priority {priority}; allowed are -100 to 100")
-    return LoggedJob(line, job_id, submit, run, int(gpus), requested, user, int(priority))
+    return LoggedJob(line, job_id, submit, run, int(gpus), requested, user, int(priority), name[:MAX_NAME], estimate)

@@ -38,7 +38,7 @@ class Estimate(Enum):
     """What the scheduler is told about how long a job will take."""
 
     EXACT = "exact"  # its run time, as nobody knows it in life
-    LIMIT = "limit"  # the time that its user asked for
+    LIMIT = "limit"  # the time that its user asked for; of named jobs, what is learned from their like
 
 
 class Events(Enum):
@@ -230,16 +230,21 @@ class _Replay:
         if owner is None:
             owner = self._owners[job.user] = Owner(1000 + len(self._owners), job.user or "-")
         limit: float | None
+        estimate: float | None
         if self._exact:
-            limit = job.run or _INSTANT
+            limit = estimate = job.run or _INSTANT
         else:
             limit = job.requested
             if limit is not None and limit < job.run:
                 limit = job.run
                 self._outlived += 1
+            estimate = job.estimate
+            # Without a name there is nothing to learn from.
+            if estimate is None and not job.name:
+                estimate = limit
         if limit is not None:
             self._limits[index] = limit
-        spec = JobSpec(owner, request, priority=job.priority, time_limit=limit, estimate=limit, auto_confirm=True)
+        spec = JobSpec(owner, request, job.name, job.priority, time_limit=limit, estimate=estimate, auto_confirm=True)
         try:
             self._engine.handle(ev.Submit(spec), now)
         except DomainError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from gpusched.scheduler.core.model import Placement
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.simulate.metrics import Metrics
+from gpusched.scheduler.simulate.options import KNOBS
 from gpusched.scheduler.simulate.readers import Log
 from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed
 
@@ -50,9 +51,10 @@ def lines(about: About, outcomes: Sequence[Outcome]) -> list[str]:
     first = outcomes[0].metrics
     users = f" of {first.users:,} user{'s' if first.users != 1 else ''}" if first.users else ""
     nodes = f" in {about.nodes:,} nodes ({about.placement.value})" if about.nodes > 1 else ""
+    hints = ", their estimates and similar runs" if about.estimate is Estimate.LIMIT and about.log.has_hints else ""
     text = [
         f"{_clean(about.log.name)}: {_count(first.jobs, 'job')}{users} on {_count(about.gpus, 'GPU')}{nodes}; "
-        f"estimates: {_ESTIMATES[about.estimate]}"
+        f"estimates: {_ESTIMATES[about.estimate]}{hints}"
     ]
     notes = (
         (about.too_large, "left out, larger than the machine"),
@@ -86,6 +88,7 @@ def document(about: About, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "policy": each.policy.order,
                 "backfill": each.policy.backfill,
                 "candidates": each.policy.candidates,
+                "knobs": {name: getattr(each.policy, name) for name in KNOBS},
                 "events": each.events.value,
                 **{key: value for key, value in asdict(each.metrics).items() if key not in ("jobs", "users")},
                 "replay_seconds": each.took,

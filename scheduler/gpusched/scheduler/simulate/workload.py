@@ -32,6 +32,8 @@ class LoggedJob(NamedTuple):
         requested: seconds that its user asked for, None if not told.
         user: whose it is; empty if not told.
         priority: its tier.
+        name: what its user called it; empty if not told. Similar runs have the same name (see `core.estimates`).
+        estimate: seconds that its user expected it to take, None if not told.
     """
 
     line: int
@@ -42,6 +44,8 @@ class LoggedJob(NamedTuple):
     requested: Seconds | None = None
     user: str = ""
     priority: int = 0
+    name: str = ""
+    estimate: Seconds | None = None
 
 
 def flat_pool(gpus: int) -> tuple[NodeInfo, ...]:
