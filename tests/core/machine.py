@@ -13,6 +13,7 @@ from core.support import Box, make_spec, snapshot
 from gpusched.scheduler.codec import record_of
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.effects import NoticeKind
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.explain import Code, explain, foresee, lines
@@ -20,7 +21,7 @@ from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Condition, Request
 from gpusched.scheduler.core.queue import Verdict
 from gpusched.scheduler.core.records import JobRecord
-from gpusched.scheduler.core.states import Gate, Outcome, Queued, Running
+from gpusched.scheduler.core.states import Gate, Outcome, Queued, Running, State
 
 REQUEST = {
     "gpus": st.sampled_from([1, 1, 1, 2, 2, 3, 4, 5]),
@@ -65,6 +66,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.stuck: dict[str, Condition] = {}
         self.restarted_at = 0.0
         self.forced: set[JobId] = set()  # moved by hand
+        #: Who stood where after the last event, and when each job came.
+        self.places: dict[JobId, int] = {}
+        self.came_at: dict[JobId, float] = {}
         self._heard = 0
         self._number = 0
 
@@ -171,6 +175,35 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.saved_leases == {job.lease.epoch: job.id for job in self.engine.running.values() if job.lease}
         merged: dict[str, str | None] = {**self.saved_settings, **changes.settings}
         self.saved_settings = {key: value for key, value in merged.items() if value is not None}
+        self.judge_places([(job, line.message) for job, line, _ in changes.events if line.state is State.QUEUED])
+
+    def judge_places(self, said: list[tuple[JobId, str]]) -> None:
+        """Nobody falls back, but behind who was newly let in before him or moved by hand; and that is written down.
+
+        Args:
+            said: of waiting jobs, what was written down with the last event.
+        """
+        jobs, queue = self.engine.jobs, [job.id for job in self.engine.queue]
+        places = {number: self.engine.queue.position(jobs[number]) for number in queue}
+        assert list(places.values()) == [*range(1, len(queue) + 1)], "positions run from 1 without gaps"
+        told = {number for number, _ in said}
+        moved = {number for number, line in said if line.startswith("priority ")}
+        let_in = 0
+        for number, place in places.items():
+            before = self.places.get(number)
+            if before is None:
+                assert number in told, f"job {number} has come (back) into the queue, and no line says so"
+            if before is None or number in moved:
+                let_in += 1
+            else:
+                assert place <= before + let_in, f"job {number} fell back from {before} to {place}"
+            assert self.came_at.setdefault(number, jobs[number].submitted_at) == jobs[number].submitted_at
+        stayed = [number for number in queue if number in self.places and number not in moved]
+        assert stayed == sorted(stayed, key=self.places.__getitem__), "somebody was overtaken in the queue"
+        # Who was let in stands where his tier and his time of arrival put him, and not before that.
+        order = [(-jobs[number].priority, self.came_at[number], number) for number in queue]
+        assert order == sorted(order), "the queue is not in the order of tiers and arrival"
+        self.places = places
 
     def pick(self, number: int) -> JobId:
         """A job: mostly one that has not ended, sometimes one long forgotten."""
@@ -313,6 +346,36 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(uuid=st.sampled_from(UUIDS), condition=st.sampled_from([Condition.CLEAN, *BAD]))
     def see(self, uuid: str, condition: Condition) -> None:
         self.look({uuid: condition})
+        self.follow()
+
+    @rule(node=st.sampled_from("ab"))
+    def lose_node(self, node: str) -> None:
+        """All its GPUs fail in one look, and later looks say no better; whoever holds one of them is told, once."""
+        self.tick()
+        there = [device for device in self.engine.pool.devices.values() if device.info.node == node]
+        to_tell = [
+            holder for device in there for holder in device.holders if device.condition is not Condition.UNHEALTHY
+        ]
+        lost = {device.uuid: Condition.UNHEALTHY for device in there}
+        heard = len(self.box.effects)
+        self.stuck |= lost
+        self.look(lost)
+        told = [
+            effect.job
+            for effect in self.box.effects[heard:]
+            if isinstance(effect, do.Notify) and effect.kind is NoticeKind.GPU_UNHEALTHY
+        ]
+        assert sorted(told) == sorted(to_tell)
+        assert oracle.free(self.engine).isdisjoint(lost)
+        self.follow()
+
+    @rule(node=st.sampled_from("ab"))
+    def find_node(self, node: str) -> None:
+        """It is back, and all its GPUs are well."""
+        found = [device.uuid for device in self.engine.pool.devices.values() if device.info.node == node]
+        for uuid in found:
+            self.stuck.pop(uuid, None)
+        self.look(dict.fromkeys(found, Condition.CLEAN))
         self.follow()
 
     @rule(uuid=st.sampled_from(UUIDS), condition=st.sampled_from([Condition.CLEAN, *BAD]))

@@ -137,6 +137,7 @@ class BatchMachine(EngineMachine):
         looks = dict.fromkeys(UUIDS, Condition.CLEAN) | self.stuck
         self.box.do(ev.Observe(tuple(ev.Seen(uuid, looks[uuid]) for uuid in UUIDS)))
         self.hear()
+        self.save()
         for job in alive if back else ():
             if job in self.known:
                 self.act(ev.Attach(job))

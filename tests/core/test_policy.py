@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.support import Box
+from core.test_backfill import EXAMPLES, Replay, Work, crowds
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.errors import Invalid
 from gpusched.scheduler.core.jobs import JobId
@@ -167,6 +170,28 @@ def test_nobody_waits_for_ever(
     b.release(JobId(1), 0)
     b.submit(1, time_limit=300.0)
     assert overloaded(b, b.submit(1, **mine), bound, **theirs)
+
+
+@settings(deadline=None, max_examples=2 * EXAMPLES)
+@given(history=crowds(gaps=(1, 2, 4, 8)), aging=st.sampled_from([2.0, 5.0, 20.0]))
+def test_a_wait_is_bounded_where_waiting_counts(history: list[Work], aging: float) -> None:
+    """Until a job's turn has come, only those run that ran when it came, and those whose lead it has not made up.
+
+    Of a tier above, these came at most `aging` seconds after it: the wait has a bound, whatever comes later. Some job
+    runs at any moment of it, so it is at most the sum of their limits; of those that ran, which ran beside each other,
+    the longest counts.
+    """
+    replay = Replay("flat", PolicySettings("priority", "none", aging=aging))
+    replay.run(history)
+    jobs = [replay.engine.jobs[number] for number in sorted(replay.starts)]
+    for mine in jobs:
+        came, start = mine.submitted_at, replay.starts[mine.id]
+        others = [job for job in jobs if job is not mine and replay.ends[job.id] > came]
+        ran = [job for job in others if job.id < mine.id and replay.starts[job.id] <= came]
+        first = [job for job in others if job.submitted_at <= came + aging * (job.priority - mine.priority)]
+        bound = max((replay.ends[job.id] - came for job in ran), default=0.0)
+        bound += sum(job.time_limit or 0.0 for job in first if job not in ran)
+        assert start - came <= bound + 1e-6, f"job {mine.id} waited {start - came:g} s, and the bound is {bound:g} s"
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,8 @@ class Outlook:
         """Whether devices alone decide when a job starts, and no limit of how many jobs or GPUs may run."""
         ground = self._ground
         easy = ground.settings.policy.backfill == "easy"
-        quotas, strict = ground.quotas, ground.settings.policy.backfill == "none"
-        if quotas is not None and (strict or quotas.of(job.spec.owner.name)):
-            return False  # under strict order, even the quotas of those before it
+        if ground.quotas is not None and (not easy or ground.quotas.of(job.spec.owner.name)):
+            return False  # in a plan of all that wait, even the quotas of others count
         # Under EASY, the last of those whose end it waits for leaves it the place.
         return easy or not ground.settings.max_running
 

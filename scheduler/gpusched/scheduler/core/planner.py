@@ -133,6 +133,11 @@ class Pass(Candidates):
             return False
         if any(promise.at < now for promise in self.reservations):
             return False
+        policy = self._policy
+        if policy.freeze_bypasses or policy.freeze_wait:
+            self._now = now
+            if any(promise.frozen != self._is_frozen(promise.job) for promise in self.reservations):
+                return False  # passed often or long enough since
         return self._last is None or all(self._queue.is_before(self._last, job) for job in fresh)
 
     def more(self, fresh: Sequence[Job], now: float) -> Iterator[Start]:
