@@ -46,7 +46,7 @@ class Duties(Moves):
         queue, single = self.queue, self.queue.order.single
         if not queue.considered and single and self.bookings is None:
             # Nobody waits that could start.
-            self.promised = {}
+            self._reservations = ()
         elif self._may_start:
             if not single and queue.arrange(now):
                 self._out.append(do.QUEUE_CHANGED)
@@ -67,8 +67,7 @@ class Duties(Moves):
             if not self.pool.all_in_service:
                 self._plan_next_look(now)
             if looked is not None:
-                promises = looked.reservations
-                self.promised = {each.job.id: each.at for each in promises if each.firm} if promises else {}
+                self._reservations = looked.reservations
                 self._last = looked
             else:
                 self._plan_next_booking(now)

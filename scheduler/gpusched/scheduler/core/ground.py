@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 from gpusched.scheduler.core.bookings import Bookings
@@ -23,6 +23,7 @@ from gpusched.scheduler.core.pool import Pool, Rules
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import JobQueue, Verdict
 from gpusched.scheduler.core.quotas import quotas_of
+from gpusched.scheduler.core.reservation import Reservation
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Status
 
@@ -38,8 +39,8 @@ class Ground:
         self.usage = UsageBook(self.settings.policy.half_life)
         self.estimates = Estimates()
         self.queue = self._make_queue()
-        #: When those start at the latest whom the last pass promised it, on the engine's clock; infinite for unknown.
-        self.promised: dict[JobId, float] = {}
+        #: What the last pass promised.
+        self._reservations: Sequence[Reservation] = ()
         self.outlook = Outlook(self)
         #: How a time of the engine's clock is written for people; None leaves times out.
         self.show_time: Callable[[float], str] | None = None
@@ -95,6 +96,11 @@ class Ground:
             self._last = None
             if self._fresh:
                 self._fresh = []
+
+    @property
+    def promised(self) -> dict[JobId, float]:
+        """When those start at the latest whom the last pass promised it (engine's clock); infinite for unknown."""
+        return {each.job.id: each.at for each in self._reservations if each.firm}
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest, None if nothing is due ever."""
