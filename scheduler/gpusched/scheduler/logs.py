@@ -156,7 +156,7 @@ class TextFormatter(logging.Formatter):
         parts = [_timestamp(at), _head(level, event)]
         for name, value in fields.items():
             if value is not None:
-                parts += (_PREFIXES[name], str(value) if type(value) is int else _text(value))
+                parts += (_prefix(name), _text(value))
         return "".join(parts)
 
 
@@ -201,18 +201,12 @@ def _head(level: str, event: str) -> str:
     return f" {_LEVEL_NAMES.get(level, level):<5} {escape(event)}"
 
 
-class _Prefixes(dict[str, str]):
-    """What stands before a field's value, by its name; there are few."""
-
-    def __missing__(self, name: str) -> str:
-        prefix = f" {escape(name)}="
-        if len(self) < _MOST_NAMES:
-            self[name] = prefix
-        return prefix
+@lru_cache(maxsize=256)
+def _prefix(name: str) -> str:
+    """What stands before a field's value; names are few."""
+    return f" {escape(name)}="
 
 
-_MOST_NAMES = 1000
-_PREFIXES = _Prefixes()
 _level_name = lru_cache(maxsize=64)(logging.getLevelName)
 
 

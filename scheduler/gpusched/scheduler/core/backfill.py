@@ -161,24 +161,6 @@ class Candidates:
         heapify(left)
         return left
 
-    def _hopeful_behind(self, job: Job, waits: JobClass) -> list[Head]:
-        """The same of all classes where the first job of all must wait; `waits` is its class."""
-        free, left = self._pool.free_total, []
-        for number, found in enumerate(self._queue.classes.values()):
-            need = found.request.gpus
-            if found is not waits:
-                found.verdict, found.blocked_by, found.unavailable_since = Verdict.BEHIND, job.id, None
-            if not self._backfill or need > free:
-                continue
-            if found.eligible is None:
-                found.eligible = self._pool.eligible(found.request)
-            # Those of its own class are after it anyway.
-            first = found.keys.after(job.key if found is waits else None, self._longest(found, need))
-            if first is not None:
-                left.append((0, first, number, found))
-        heapify(left)
-        return left
-
     def _candidate(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
         """Start a job although one before it must wait, if nobody is the worse for it."""
         if self._pool.all_in_service:

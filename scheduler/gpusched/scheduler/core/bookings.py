@@ -151,9 +151,8 @@ class Bookings:
             return None
         devices = self._profile.place_now(job.request, hole[1])
         if devices is not None:
-            booking = self._booked[job.id] = _Booking(job, now, now + limit, hole[1])
             self._profile.take(hole[1], now, now + limit)
-            self._begin(booking, now)
+            self._running[job.id] = _Run(now + limit, hole[1])
         return devices
 
     # -- keeping the plan ----------------------------------------------------------------------------------

@@ -50,11 +50,8 @@ class Deadlines:
         """Put something down for a time; infinity is never."""
         if at < inf:
             self._count += 1
-            heap = self._heap
-            heappush(heap, (at, self._count, what, job, epoch))
-            self.first = heap[0][0]
-            if len(heap) >= self._sweep_at:
-                self.crowded = True
+            heappush(self._heap, (at, self._count, what, job, epoch))
+            self._look()
 
     def pop_due(self, now: float) -> tuple[Due, JobId, int] | None:
         """Take out the earliest entry that is due, None if none is."""

@@ -21,10 +21,8 @@ class Duties(Moves):
     """Moves that nobody asks for."""
 
     def _make_pass(self, now: float) -> Pass:
-        settings = self.settings
-        slots = self._open_slots if settings.max_running else None
-        after = settings.set_aside_after
-        return Pass(self.queue, self.pool, self.ends, settings.policy, now, after, slots, self.quotas, self.claims)
+        slots, after, policy = self._open_slots, self.settings.set_aside_after, self.settings.policy
+        return Pass(self.queue, self.pool, self.ends, policy, now, after, slots, self.quotas, self.claims)
 
     @property
     def _open_slots(self) -> int | None:

@@ -169,8 +169,7 @@ class Engine(Upkeep):
         admission.check(spec, self.pool, settings)
         if self.quotas is not None:
             self.quotas.check(spec.owner.name, spec.request.gpus)
-        if settings.max_queue:
-            admission.check_room(len(self.queue), settings)
+        admission.check_room(len(self.queue), settings)
         job = self._new_job(spec, now)
         if spec.batch is not None:
             job.held, job.not_before = spec.batch.held, spec.batch.begin_at
@@ -196,7 +195,7 @@ class Engine(Upkeep):
             self._deadlines.add(job.not_before, Due.GATE, job.id)
         self._out += (do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED)
         self._pass_wanted = True
-        if self._last is not None and (spec.batch is None or job.awake):
+        if self._last is not None and job.awake:
             self._fresh.append(job)
 
     def _on_attach(self, event: ev.Attach, now: float) -> None:

@@ -39,15 +39,9 @@ class UsageBook:
 
     def change(self, user: str, gpus: float, now: float) -> None:
         """A user holds so many GPUs more (or less) from now on."""
-        known = self._users.get(user)
-        if known is None:
-            self._users[user] = (0.0, now, gpus)
-            return
-        value, at, held = known
+        value, at, held = self._users.get(user) or (0.0, now, 0.0)
         if now > at and (value or held):
-            # As in `_decayed`; each start and each end comes here.
-            left: float = 2.0 ** ((at - now) / self.half_life)
-            value = value * left + held * (1.0 - left) * self.half_life / _LN2
+            value = self._decayed(value, held, now - at)
         self._users[user] = (value, now, held + gpus)
 
     def put(self, user: str, used: float, now: float) -> None:

@@ -149,23 +149,16 @@ class Job:
                 f"job {self.id}: {old.name} -> {new.name} is no legal move ({message}); history: {recent}"
             )
         self.status = status
-        line = HistoryLine(at, new, message)
-        self.history.append(line)
-        if len(self.history) > HISTORY_LINES:
-            self._shorten()
-        return line
+        return self.note(at, message)
 
     def note(self, at: float, message: str) -> HistoryLine:
         """Add a line to the history without a change of state. Returns it."""
         line = HistoryLine(at, self.status.state, message)
         self.history.append(line)
         if len(self.history) > HISTORY_LINES:
-            self._shorten()
+            # The first line (how it came to be) is worth more than the second.
+            del self.history[1]
         return line
-
-    def _shorten(self) -> None:
-        # The first line (how it came to be) is worth more than the second.
-        del self.history[1]
 
     def gate_at(self, now: float) -> Gate | None:
         """What keeps it from being considered, of all that it knows itself."""

@@ -47,6 +47,7 @@ class Pass(Candidates):
             heads = yield from self._in_order()
         else:
             heads = self._heads()
+            heapify(heads)
         later: list[JobClass] = []
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
@@ -88,14 +89,12 @@ class Pass(Candidates):
             yield from self._borrow()
 
     def _heads(self) -> list[Head]:
-        """The first of each class, as a heap."""
+        """The first of each class."""
         index = self._queue.lane_index
-        heads: list[Head] = [
+        return [
             (index[found.lane], found.keys.first(), number, found)  # type: ignore[misc]
             for number, found in enumerate(self._queue.classes.values())
         ]
-        heapify(heads)
-        return heads
 
     def _in_order(self) -> Generator[Start, None, list[Head]]:
         """Start jobs from the first on, until one must wait; gives those of whom somebody may start all the same.
@@ -115,15 +114,17 @@ class Pass(Candidates):
                 eligible = found.eligible = self._pool.eligible(found.request)
             start = self._first(job.key, found, eligible)
             if start is None:
-                if self._all_behind_one():
-                    return self._hopeful_behind(job, found)
                 heads = [head for head in self._heads() if head[3] is not found]
-                heapify(heads)
                 if self._backfill:
                     self._push_candidate(heads, 0, job.key, 0, found)
+                if self._all_behind_one():
+                    return self._hopeful(heads)
+                heapify(heads)
                 return heads
             yield start
-        return self._heads()
+        heads = self._heads()
+        heapify(heads)
+        return heads
 
     def still_holds(self, now: float, fresh: Sequence[Job]) -> bool:
         """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
