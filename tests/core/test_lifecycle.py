@@ -36,7 +36,7 @@ def refused(b: Box, event: ev.Event, error: type[DomainError], reason: str) -> s
 def test_a_job_is_accepted_before_anything_else_is_told(box: NewBox) -> None:
     b = box("1")
     effects = b.do(ev.Submit(make_spec(1, name="train", token_hash=b"t", request_id="r")))
-    assert effects == [do.Accepted(JobId(1)), do.JobChanged(JobId(1)), do.QueueChanged()]
+    assert effects == [do.Accepted(JobId(1)), do.QueueChanged()]
     job = b.job(JobId(1))
     assert (job.name, job.submitted_at, job.started_at, job.lease) == ("train", 1000.0, None, None)
     assert b.engine.job_by_token(b"t") is job and b.engine.job_by_token(b"u") is None

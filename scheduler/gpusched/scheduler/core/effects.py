@@ -1,4 +1,8 @@
-"""What the engine wants done: one immutable value each, performed by the driver in this order."""
+"""What the engine wants done: one immutable value each, performed by the driver in this order.
+
+Whoever watches jobs sees a change in each of `Accepted`, `Granted`, `StartRun` and `Ended` too, and whoever watches
+devices one in each grant: no `JobChanged` or `DevicesChanged` comes beside them.
+"""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ class Engine(Upkeep):
             self._deadlines.add(now + spec.max_wait, Due.MAX_WAIT, job.id)
         if job.not_before is not None and job.not_before > now:
             self._deadlines.add(job.not_before, Due.GATE, job.id)
-        self._out += (do.Accepted(job.id), do.JobChanged(job.id), do.QUEUE_CHANGED)
+        self._out += (do.Accepted(job.id), do.QUEUE_CHANGED)
         self._pass_wanted = True
         if self._last is not None and job.awake:
             self._fresh.append(job)

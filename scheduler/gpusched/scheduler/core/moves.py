@@ -107,7 +107,6 @@ class Moves(Ground):
         self._changes.leases.append(LeaseRecord(epoch, job.id, devices, now, spec.request.shared))
         self._watch_lease(job, lease)
         self._out.append(do.StartRun(job.id, lease, job.attempt) if batch else do.Granted(job.id, lease))
-        self._out += (do.JobChanged(job.id), do.DevicesChanged(devices))
 
     def _watch_lease(self, job: Job, lease: Lease, earliest: float = 0.0) -> None:
         """Put down what falls due for a lease; nothing that takes it before `earliest`."""
@@ -279,7 +278,7 @@ class Moves(Ground):
             forgotten = self.jobs.pop(self._ended.popleft())
             if forgotten.spec.request_id:
                 self._forget_request(forgotten)
-        self._out += (do.Ended(job.id, state, outcome.message, reason), do.JobChanged(job.id))
+        self._out.append(do.Ended(job.id, state, outcome.message, reason))
 
     def _forget_request(self, job: Job) -> None:
         """A batch job's id is kept beyond its end, as a retried submit must not run it twice."""

@@ -65,7 +65,7 @@ class Watchers:
     """All watching streams. A listener of the driver."""
 
     #: The effects that it tells of.
-    KINDS = (do.JobChanged, do.QueueChanged, do.DevicesChanged)
+    KINDS = (do.JobChanged, do.Accepted, do.Granted, do.StartRun, do.Ended, do.QueueChanged, do.DevicesChanged)
 
     def __init__(self) -> None:
         self._of_jobs: set[Watch] = set()
@@ -88,14 +88,20 @@ class Watchers:
 
     def on_effect(self, effect: do.Effect) -> None:
         match effect:
-            case do.JobChanged():
-                for watch in self._of_jobs:
-                    watch.job_changed(effect.job)
+            case do.JobChanged() | do.Accepted() | do.Ended():
+                self._job_changed(effect.job)
+            case do.Granted() | do.StartRun():
+                self._job_changed(effect.job)
+                self.on_reading()
             case do.QueueChanged():
                 for watch in self._of_jobs:
                     watch.queue_changed()
             case do.DevicesChanged():
                 self.on_reading()
+
+    def _job_changed(self, job: JobId) -> None:
+        for watch in self._of_jobs:
+            watch.job_changed(job)
 
     def on_reading(self) -> None:
         """The GPUs were read anew."""
