@@ -39,7 +39,11 @@ class UsageBook:
 
     def change(self, user: str, gpus: float, now: float) -> None:
         """A user holds so many GPUs more (or less) from now on."""
-        value, at, held = self._users.get(user) or (0.0, now, 0.0)
+        known = self._users.get(user)
+        if known is None:
+            self._users[user] = (0.0, now, gpus)
+            return
+        value, at, held = known
         if now > at and (value or held):
             value = self._decayed(value, held, now - at)
         self._users[user] = (value, now, held + gpus)

@@ -65,12 +65,15 @@ class Request:
     counted: bool = field(init=False, repr=False, compare=False)
     #: How many GPUs must be wholly free at the least.
     whole_gpus: int = field(init=False, repr=False, compare=False)
+    #: Whether enough free GPUs may still be too few, for how they lie on the nodes.
+    shaped: bool = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "counted", self.shared or self.cpus > 0 or self.host_bytes > 0)
         put(self, "whole_gpus", 0 if self.shared else self.gpus)
+        put(self, "shaped", self.per_node > 0 or self.counted or self.placement is Placement.CONSOLIDATE)
         # A request is looked up at every step of its job's way; the fields that tell most requests apart come first.
         where = (self.memory_bytes, self.model, self.node, self.nodes, self.gpu_ids, self.exclude, self.labels)
         how = (self.per_node, self.placement.value, self.shared, self.cpus, self.host_bytes, self.sharer)
@@ -78,11 +81,6 @@ class Request:
 
     def __hash__(self) -> int:
         return self._hash
-
-    @property
-    def shaped(self) -> bool:
-        """Whether enough free GPUs may still be too few, for how they lie on the nodes."""
-        return self.per_node > 0 or self.counted or self.placement is Placement.CONSOLIDATE
 
 
 @dataclass(frozen=True, slots=True)

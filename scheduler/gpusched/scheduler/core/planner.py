@@ -103,12 +103,12 @@ class Pass(Candidates):
         """
         queue = self._queue
         while self._slots != 0:
-            job = queue.after(None)
+            job = queue.first()
             if job is None:
                 return []
             if not job.awake:
                 break
-            found = queue.class_of(job)
+            found = queue.class_for(job)
             eligible = found.eligible
             if eligible is None:
                 eligible = found.eligible = self._pool.eligible(found.request)
@@ -150,7 +150,7 @@ class Pass(Candidates):
         if len(fresh) > 1:
             fresh = sorted(fresh, key=lambda job: queue.ranked(job.lane, job.key))
         for job in fresh:
-            found = queue.class_of(job)
+            found = queue.class_for(job)
             if self._quotas is not None and self._over_quota(queue.lane_index[job.lane], job.key, 0, found):
                 continue
             eligible = found.eligible
@@ -165,7 +165,8 @@ class Pass(Candidates):
             else:
                 before = found.verdict, found.blocked_by
                 start = self._candidate(job.key, found, eligible)
-                if found.keys.first() != job.key:
+                first = found.keys.first()
+                if first is not None and first < job.key:
                     # A class is told of as its first job is.
                     found.verdict, found.blocked_by = before
             if start is not None:

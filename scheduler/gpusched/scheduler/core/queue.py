@@ -64,6 +64,9 @@ def limit_of(job: Job) -> float:
 class JobQueue:
     """All waiting jobs. Submit, removal and position are O(log n); a pass sees one job per class.
 
+    Most jobs start in the first pass that sees them. So one that was added is sorted in only when somebody asks for
+    something that depends on it.
+
     Args:
         order: who is next.
         group: what sets jobs with equal requests apart in a pass, such as their owner where there are quotas.
@@ -72,7 +75,7 @@ class JobQueue:
 
     def __init__(self, order: Order, group: Callable[[Job], Hashable] | None = None, *, shortest: bool = False) -> None:
         self.order = order
-        self.classes: dict[ClassId, JobClass] = {}
+        self._classes: dict[ClassId, JobClass] = {}
         self._group = group
         self._shortest = shortest
         self._lanes: dict[Lane, RankedList[Key]] = {ONE_LANE: RankedList()} if order.single else {}
@@ -81,6 +84,8 @@ class JobQueue:
         self.lane_index: dict[Lane, int] = {lane: i for i, lane in enumerate(self._sorted)}
         self._jobs: dict[JobId, Job] = {}
         self._found: dict[JobId, JobClass] = {}
+        #: Those of them that are not sorted in yet, in the order in which they were added.
+        self._late: dict[JobId, Job] = {}
         #: How many of them a pass may start; the others have a gate.
         self.considered = 0
 
@@ -92,6 +97,7 @@ class JobQueue:
 
     def __iter__(self) -> Iterator[Job]:
         """In the order of their positions."""
+        self._sort_in()
         for lane in list(self._sorted):
             for key in self._lanes[lane]:
                 yield self._jobs[key[-1]]
@@ -106,48 +112,62 @@ class JobQueue:
     def add(self, job: Job) -> None:
         """Let a job wait. One that is not awake has a position and is not considered."""
         self.place(job)
-        self._jobs[job.id] = job
-        lane = self._lanes.get(job.lane)
-        if lane is None:
-            lane = self._lanes[job.lane] = RankedList()
+        self._jobs[job.id] = self._late[job.id] = job
+        if job.lane not in self.lane_index:
+            self._lanes[job.lane] = RankedList()
             self.lane_index[job.lane] = len(self._sorted)
             self._sorted.append(job.lane)
-        lane.add(job.key)
         if job.awake:
             self.considered += 1
-            limit = limit_of(job)
-            found = self._found[job.id] = self._class(job)
-            found.keys.add(job.key, limit)
-            if found.by_limit is not None:
-                found.by_limit.add((limit, job.key))
+
+    def _sort_in(self) -> None:
+        """Put jobs to where they belong that were added since."""
+        if not self._late:
+            return
+        late, self._late = self._late, {}
+        for job in late.values():
+            self._lanes[job.lane].add(job.key)
+            if job.awake:
+                found = self.class_for(job)
+                found = self._found[job.id] = self._classes.setdefault(found.id, found)
+                limit = limit_of(job)
+                found.keys.add(job.key, limit)
+                if found.by_limit is not None:
+                    found.by_limit.add((limit, job.key))
 
     def remove(self, job: Job) -> None:
         """Take a job out. Its wakefulness and time limit must be those it was added with."""
         del self._jobs[job.id]
-        self._lanes[job.lane].remove(job.key)
+        late = self._late.pop(job.id, None) is not None
+        if not late:
+            self._lanes[job.lane].remove(job.key)
         if job.awake:
             self.considered -= 1
-            found = self._found.pop(job.id)
-            if not found.keys.remove(job.key):
-                del self.classes[found.id]
-            if found.by_limit is not None:
-                found.by_limit.remove((limit_of(job), job.key))
+            found = self._found.pop(job.id, None)
+            if found is not None and not late:
+                if not found.keys.remove(job.key):
+                    del self._classes[found.id]
+                if found.by_limit is not None:
+                    found.by_limit.remove((limit_of(job), job.key))
 
     def change(self, job: Job, change: Callable[[Job], None]) -> None:
         """Change something of a waiting job on which its place depends. What is known of its class stays known."""
         found = self.class_of(job) if job.awake else None
         self.remove(job)
         if found is not None and not found.keys:
-            self.classes[found.id] = found
+            self._classes[found.id] = found
         change(job)
         self.add(job)
-        if found is not None and not found.keys:
-            del self.classes[found.id]
+        if found is not None:
+            self._sort_in()
+            if not found.keys:
+                del self._classes[found.id]
 
     def arrange(self, now: float) -> bool:
         """Put the lanes in order. Returns True if that changed anybody's position."""
         if self.order.single:
             return False
+        self._sort_in()
         empty = [lane for lane, keys in self._lanes.items() if not keys]
         for lane in empty:
             del self._lanes[lane]
@@ -162,9 +182,31 @@ class JobQueue:
     def job(self, key: Key) -> Job:
         return self._jobs[key[-1]]
 
+    @property
+    def classes(self) -> dict[ClassId, JobClass]:
+        """All classes of awake jobs."""
+        self._sort_in()
+        return self._classes
+
     def class_of(self, job: Job) -> JobClass:
         """The class of a waiting, awake job."""
+        self._sort_in()
         return self._found[job.id]
+
+    def class_for(self, job: Job) -> JobClass:
+        """The same for a look: a job that came alone need not be in its class yet, nor the class among the others."""
+        if len(self._late) > 1:
+            self._sort_in()
+        found = self._found.get(job.id)
+        if found is None:
+            name = (job.spec.request, job.lane, None if self._group is None else self._group(job))
+            found = self._classes.get(name)
+            if found is None:
+                found = JobClass(name, job.spec.request, job.lane)
+                if self._shortest:
+                    found.by_limit = RankedList()
+            self._found[job.id] = found
+        return found
 
     def ranked(self, lane: Lane, key: Key) -> Rank:
         """What to compare to tell who of several lanes is first."""
@@ -176,6 +218,7 @@ class JobQueue:
 
     def rank(self, job: Job) -> int:
         """How many waiting jobs come before a job, which need not be among them if its place is known."""
+        self._sort_in()
         before = 0
         for lane in self._sorted:
             if lane == job.lane:
@@ -187,8 +230,16 @@ class JobQueue:
         """Rank in the queue; 1 is next."""
         return self.rank(job) + 1
 
+    def first(self) -> Job | None:
+        """The first job, None if nobody waits."""
+        if len(self._late) == 1 == len(self._jobs):
+            (job,) = self._late.values()
+            return job
+        return self.after(None)
+
     def after(self, place: Place | None) -> Job | None:
         """The next job after a place, at which nobody need stand any more; the first job for None."""
+        self._sort_in()
         start = 0
         if place is not None:
             lane, key = place
@@ -213,12 +264,3 @@ class JobQueue:
         for name, (verdict, blocked_by, since) in findings.items():
             found = self.classes[name]
             found.verdict, found.blocked_by, found.unavailable_since = verdict, blocked_by, since
-
-    def _class(self, job: Job) -> JobClass:
-        name = (job.spec.request, job.lane, None if self._group is None else self._group(job))
-        found = self.classes.get(name)
-        if found is None:
-            found = self.classes[name] = JobClass(name, job.spec.request, job.lane)
-            if self._shortest:
-                found.by_limit = RankedList()
-        return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
 from math import inf
+from typing import TypeAlias
 
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.effects import Granted
@@ -30,6 +31,8 @@ _FORGET_EVERY = 256
 #: Deadlines that may pass without a start when nothing else is left to happen.
 _PATIENCE = 1000
 _ENDED_WELL = Outcome(exit_status=0)
+#: When, place in the order of starts, the engine's number, and the lease's epoch of a running job.
+_End: TypeAlias = tuple[Seconds, int, JobId, int]
 _PASS = ev.Pass()
 _TICK = ev.Tick()
 
@@ -133,8 +136,7 @@ class _Replay:
         self._starts: list[Seconds] = [-1] * len(jobs)
         self._limits: list[float] = [inf] * len(jobs)
         self._placements: list[tuple[str, ...]] = [()] * len(jobs) if keep_placements else []
-        #: (when, place in the order of starts, the engine's number, the lease's epoch) of running jobs.
-        self._ends: list[tuple[Seconds, int, int, int]] = []
+        self._ends: list[_End] = []
         self._started = 0
         self._handled = 0
         self._outlived = 0
@@ -168,7 +170,7 @@ class _Replay:
             now = self._advance()
             if now is None:
                 return
-            over: list[tuple[Seconds, int, int, int] | None] = []
+            over: list[_End | None] = []
             while ends and ends[0][0] == now:
                 end = heappop(ends)
                 index = end[2] - 1
@@ -253,8 +255,8 @@ class _Replay:
         if not index % _FORGET_EVERY:
             self._engine.take_changes()
 
-    def _release(self, end: tuple[Seconds, int, int, int], now: Seconds) -> None:
-        self._engine.handle(ev.Release(JobId(end[2]), end[3], _ENDED_WELL), now)
+    def _release(self, end: _End, now: Seconds) -> None:
+        self._engine.handle(ev.Release(end[2], end[3], _ENDED_WELL), now)
         self._handled += 1
         self._free += self._jobs[end[2] - 1].gpus
 
