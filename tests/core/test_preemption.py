@@ -306,13 +306,13 @@ def test_a_gpu_that_is_slow_to_empty_stays_kept_for_a_while(box: Boxes) -> None:
 @pytest.mark.parametrize("order", ["fifo", "priority", "sjf", "fair_share"])
 def test_who_yielded_waits_behind_in_any_order(box: Boxes, order: str) -> None:
     b = box("1", policy=policy(order=order))
-    low = batch(b, user="zoe", time_limit=10.0, estimate=10.0)
+    low = batch(b, user="zoe", time_limit=1000.0, estimate=10.0)
     high = b.submit(1, priority=1, preemptible=True, time_limit=5000.0)
     assert victims(b) == [low]
     b.wait(GRACE)
-    assert b.running == [high]
+    assert (b.running, b.waiting) == ([high], [low])
     b.wait(1000.0)
-    assert b.running == [high] and victims(b) == []
+    assert (b.running, b.waiting) == ([high], [low]) and victims(b) == []
 
 
 def test_the_protected_time_begins_anew_with_each_start(box: Boxes) -> None:
