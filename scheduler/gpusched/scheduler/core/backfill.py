@@ -11,7 +11,7 @@ from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.orders.base import Key
 from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.pool import Pool
-from gpusched.scheduler.core.queue import NO_LIMIT, JobClass, JobQueue, Verdict, limit_of
+from gpusched.scheduler.core.queue import BEHIND, NO_LIMIT, WAITS, JobClass, JobQueue, Verdict, limit_of
 from gpusched.scheduler.core.quotas import Quotas
 from gpusched.scheduler.core.reservation import Reservation, reserve
 from gpusched.scheduler.core.values import value
@@ -89,7 +89,7 @@ class Candidates:
             return self._started(self._queue.job(key), devices, ())
         if self._out_of_service(found, eligible):
             return None
-        found.verdict = Verdict.WAITS
+        found.verdict = WAITS
         found.blocked_by = None
         self._block(self._queue.job(key), eligible)
         return None
@@ -149,7 +149,7 @@ class Candidates:
         """Of classes that are all behind one job, those of which somebody may start, as far as counts can tell."""
         blocker, free, left = self._blockers[0][1], self._pool.free_total, []
         for lane, key, number, found in heads:
-            found.verdict, found.blocked_by, found.unavailable_since = Verdict.BEHIND, blocker, None
+            found.verdict, found.blocked_by, found.unavailable_since = BEHIND, blocker, None
             need = found.request.gpus
             if not self._backfill or need > free:
                 continue
@@ -167,7 +167,7 @@ class Candidates:
             found.unavailable_since = None
         elif self._out_of_service(found, eligible):
             return None
-        found.verdict = Verdict.BEHIND
+        found.verdict = BEHIND
         found.blocked_by = self._blocker(eligible)
         if not self._backfill:
             self._block(self._queue.job(key), eligible)
@@ -246,7 +246,7 @@ class Candidates:
     def _name_blocker(self, found: JobClass) -> None:
         eligible = found.eligible
         assert eligible is not None
-        found.verdict = Verdict.BEHIND
+        found.verdict = BEHIND
         found.blocked_by = self._blocker(eligible)
 
     def _started(self, job: Job, devices: tuple[str, ...], passed: tuple[Job, ...]) -> Start:

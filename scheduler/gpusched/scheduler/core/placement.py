@@ -14,6 +14,10 @@ from gpusched.scheduler.core.links import Links
 from gpusched.scheduler.core.model import NodeInfo, Placement, Request
 
 
+#: As in `queue.WAITS`.
+_PACK = Placement.PACK
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """A node as placement sees it; a position is a place in `uuids`.
@@ -84,7 +88,7 @@ def place(
         Uuids, node by node, ascending within each; None if the request cannot have all of them now.
     """
     count = request.gpus
-    if eligible is None and not request.node and nodes.alike and request.placement is Placement.PACK:
+    if eligible is None and not request.node and nodes.alike and request.placement is _PACK:
         whole = None if request.per_node else _tightest_alike(nodes, free, count)
         if whole is not None:
             site, positions = whole

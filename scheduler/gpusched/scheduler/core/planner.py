@@ -16,7 +16,7 @@ from operator import itemgetter
 from gpusched.scheduler.core.backfill import Candidates, Head, Start
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.orders.base import Key
-from gpusched.scheduler.core.queue import JobClass, Verdict, limit_of
+from gpusched.scheduler.core.queue import BEHIND, WAITS, JobClass, Verdict, limit_of
 
 
 class Pass(Candidates):
@@ -66,10 +66,10 @@ class Pass(Candidates):
                     yield start
                     if following is not None:
                         heappush(heads, (lane, following, number, found))
-                elif self._backfill and found.verdict is Verdict.WAITS and not shortest:
+                elif self._backfill and found.verdict is WAITS and not shortest:
                     # Others that ask for the same may be short enough to go before it.
                     self._push_candidate(heads, lane, key, number, found)
-                elif shortest and found.verdict is Verdict.WAITS:
+                elif shortest and found.verdict is WAITS:
                     later.append(found)
                 if start is None and not shortest and self._all_behind_one():
                     heads = self._hopeful(heads)
@@ -81,7 +81,7 @@ class Pass(Candidates):
             start = self._candidate(key, found, eligible)
             if start is not None:
                 yield start
-            if self._backfill and found.verdict is Verdict.BEHIND:
+            if self._backfill and found.verdict is BEHIND:
                 self._push_candidate(heads, lane, key, number, found)
         if shortest:
             yield from self._shortest(later)
@@ -132,14 +132,12 @@ class Pass(Candidates):
             return False
         if self._borrowers:
             return False
-        if any(promise.at < now for promise in self.reservations):
-            return False
-        policy = self._policy
-        if policy.freeze_bypasses or policy.freeze_wait:
-            self._now = now
-            if any(promise.frozen != self._is_frozen(promise.job) for promise in self.reservations):
-                return False  # passed often or long enough since
-        return self._last is None or all(self._queue.is_before(self._last, job) for job in fresh)
+        self._now = now
+        for promise in self.reservations:
+            if promise.at < now or promise.frozen != self._is_frozen(promise.job):
+                return False  # or passed often or long enough since
+        last = self._last
+        return last is None or not [job for job in fresh if not self._queue.is_before(last, job)]
 
     def more(self, fresh: Sequence[Job], now: float) -> Iterator[Start]:
         """Decide which of some jobs start that were submitted since; all others still cannot."""
@@ -237,7 +235,7 @@ class Pass(Candidates):
         eligible = found.eligible
         assert eligible is not None
         if key == found.keys.first():
-            found.verdict, found.blocked_by, found.unavailable_since = Verdict.WAITS, None, None
+            found.verdict, found.blocked_by, found.unavailable_since = WAITS, None, None
             if not eligible.isdisjoint(self._blocked):
                 self._name_blocker(found)
         if not self._backfill:
@@ -261,7 +259,7 @@ class Pass(Candidates):
                 heappush(heap, (entry[0], index[found.lane], entry[1], number, found))
 
         for number, found in enumerate(later):
-            if found.verdict is not Verdict.WAITS:
+            if found.verdict is not WAITS:
                 self._name_blocker(found)
             push(found, number, None)
         while heap and self._slots != 0:

@@ -184,7 +184,8 @@ class Pool(Stock):
     def count_soon(self, uuids: frozenset[str]) -> int:
         """How many of some devices nobody holds and nobody has to mend: free, or about to be, as a whole."""
         if len(uuids) == len(self.devices) and not self._out_of_service:
-            return len(uuids) - self._held - sum(not self.devices[u].held for u in self._kept)
+            kept = sum([not self.devices[u].held for u in self._kept]) if self._kept else 0
+            return len(uuids) - self._held - kept
         devices, no = self.devices, self._out_of_service | self._kept | self.divided
         return sum([u in devices and devices[u].holder is None and u not in no for u in uuids])
 
