@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from gpusched.scheduler.core.links import Links
 from gpusched.scheduler.core.model import NodeInfo, Placement, Request
 
-
 #: As in `queue.WAITS`.
 _PACK = Placement.PACK
 
