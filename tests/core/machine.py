@@ -497,7 +497,7 @@ class EngineMachine(RuleBasedStateMachine):
             reason = explain(self.engine, job)
             assert reason is not None and reason.message and reason.message.isprintable()
             assert reason.needed == job.request.gpus
-            account = lines(self.engine, job, reason)
+            account = lines(self.engine, job, reason, self.box.now)
             assert account[0] == f"Job {job.id} is number {place} of {len(self.engine.queue)} in the queue."
             if reason.ahead is not None:
                 ahead = self.engine.jobs[reason.ahead]

@@ -129,7 +129,7 @@ def test_busy_is_waited_for_and_explained(box: NewBox) -> None:
     reason = b.why(job)
     assert reason.code is Code.RESOURCES
     assert reason.message == "needs 8 GPUs (4 on each node), 6 free; GPU a:0 held by bob; GPU b:0 held by carl"
-    account = lines(b.engine, b.job(job), reason)
+    account = lines(b.engine, b.job(job), reason, b.now)
     assert "It asks for 8 GPUs 4 on each node; 8 GPUs could serve, 6 free now." in account
     b.cancel(job)
     job = b.submit(4, placement=Placement.CONSOLIDATE)

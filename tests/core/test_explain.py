@@ -193,7 +193,7 @@ def test_the_whole_account(box: NewBox) -> None:
     other = b.submit(1, user="cy", node="a")
     b.see(Condition.DIRTY, "a2", message="GPU 2: pid 7 python (eve) of job 9 still holds 300 MiB")
     job = b.submit(3, node="a", memory=60, model="h100")
-    account = lines(b.engine, b.job(job), b.why(job))
+    account = lines(b.engine, b.job(job), b.why(job), b.now)
     assert account[0] == f"Job {job} is number 1 of 1 in the queue."
     assert account[1].startswith("Needs 3 GPUs, but only 2 of 3 are in service; GPU 2: pid 7 python (eve)")
     assert account[2] == (
@@ -211,7 +211,7 @@ def test_the_account_of_a_simple_job_on_one_gpu(box: NewBox) -> None:
     b = box("1")
     b.submit(1)
     job = b.submit(1)
-    assert lines(b.engine, b.job(job), b.why(job))[2] == "It asks for 1 GPU; 1 GPU could serve, 0 free now."
+    assert lines(b.engine, b.job(job), b.why(job), b.now)[2] == "It asks for 1 GPU; 1 GPU could serve, 0 free now."
 
 
 def test_the_account_tells_a_devices_state_where_nothing_else_is_known(box: NewBox) -> None:
@@ -219,7 +219,7 @@ def test_the_account_tells_a_devices_state_where_nothing_else_is_known(box: NewB
     b.see(Condition.UNHEALTHY, "a0")
     job = b.submit(2)
     assert b.why(job).message.endswith("; GPU 0: unhealthy")
-    assert lines(b.engine, b.job(job), b.why(job))[-1] == "GPU 0 on a: unhealthy."
+    assert lines(b.engine, b.job(job), b.why(job), b.now)[-1] == "GPU 0 on a: unhealthy."
 
 
 def test_what_is_said_of_a_device(box: NewBox) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from core.support import Box, pending
+from gpusched.scheduler.codec import job_of, record_of
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
+from gpusched.scheduler.core.batch import BatchSpec
 from gpusched.scheduler.core.explain import Code
+from gpusched.scheduler.core.jobs import Kind
 from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.queue import Verdict
 
 NewBox = Callable[..., Box]
@@ -192,3 +197,25 @@ def test_each_class_is_set_aside_at_its_own_time(box: NewBox) -> None:
     b.wait(1)
     assert b.running == [small_a, small_b]
     assert b.engine.next_deadline() is None
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_a_job_for_more_than_is_left_after_a_restart_is_set_aside(box: NewBox, backfill: str) -> None:
+    """A GPU that cannot be opened at the start is left out: who asked for it before must not stop the box."""
+    policy = PolicySettings(order="fifo", backfill=backfill)
+    before = box("4", policy=policy)
+    before.do(ev.Pause("x"))
+    batch: dict[str, Any] = {"kind": Kind.BATCH, "batch": BatchSpec(), "command": ("x",)}
+    large, named, small = (
+        before.submit(3, **batch),
+        before.submit(1, gpu_ids=("a3",), **batch),
+        before.submit(1, **batch),
+    )
+    after = box("2", policy=policy, set_aside_after=30)
+    after.engine.restore([job_of(record_of(before.job(each))) for each in (large, named, small)], {}, after.now)
+    after.happen(ev.Tick())
+    assert "that would do are here now" in after.why(large).message
+    after.wait(30.0)
+    assert after.running == [small]
+    assert after.why(large).message.startswith("needs 3 GPUs, but only 2 that would do are here now")
+    assert after.why(named).message.startswith("needs 1 GPU, but none that would do is here now")

@@ -171,7 +171,7 @@ def test_explain_says_what_is_missing() -> None:
         "needs 10 GiB of a GPU, at most 6 GiB left; GPU 0 shared by alice (job 1, 40 GiB), alice (job 2, 31.6 GiB)"
     )
     assert [blocker.job for blocker in reason.blockers] == [1, 2]
-    account = lines(box.engine, box.job(late), reason)
+    account = lines(box.engine, box.job(late), reason, box.now)
     assert "It asks for 1 GPU shared, 10 GiB of each; 1 GPU could serve, 0 have room for it now." in account
     assert "another user's" in box.why(share(box, 1, user="bob")).message or box.why(late).code is Code.RESOURCES
 
@@ -448,7 +448,7 @@ class Sharing(RuleBasedStateMachine):
             ahead |= eligible
             reason = explain(engine, job)
             assert reason is not None and reason.message.isprintable()
-            assert all(line.isprintable() for line in lines(engine, job, reason))
+            assert all(line.isprintable() for line in lines(engine, job, reason, self.box.now))
             engine.outlook.tried(job, self.box.now)
 
     @invariant()

@@ -107,3 +107,26 @@ async def test_admin_and_simulation_are_described_too(client: Client) -> None:
     for name in OURS[1:]:
         await reflected.learn(name)
         assert reflected.pool.FindServiceByName(name).methods
+
+
+async def test_a_method_can_be_described(client: Client) -> None:
+    answer = await Reflected(client).ask(file_containing_symbol="gpusched.v1.Scheduler.Acquire")
+    assert answer.file_descriptor_response.file_descriptor_proto
+    answer = await Reflected(client).ask(file_containing_symbol="gpusched.v1.Scheduler.Nonsense")
+    assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+async def test_health_refuses_what_cannot_be_read(client: Client, method: str) -> None:
+    kind = client.channel.unary_unary if method.endswith("Check") else client.channel.unary_stream
+    call: Any = kind(f"/{method}", request_serializer=bytes, response_deserializer=bytes)(b"\xff" * 4 + b"\x0f")
+    got = await refusal(call if method.endswith("Check") else call.read())
+    assert got.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_reflection_refuses_what_cannot_be_read(client: Client) -> None:
+    name = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    call: Any = client.channel.stream_stream(name, request_serializer=bytes, response_deserializer=bytes)()
+    await call.write(b"\xff" * 4 + b"\x0f")
+    got = await refusal(asyncio.wait_for(call.read(), PATIENCE))
+    assert got.code is grpc.StatusCode.INVALID_ARGUMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 
@@ -11,6 +12,8 @@ from gpusched.scheduler.core.errors import NotFound, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.states import State
 from gpusched.scheduler.ports import Store, StoreError
+
+log = logging.getLogger("gpusched.store")
 
 #: Ended jobs read from the store at a time.
 _CHUNK = 200
@@ -35,7 +38,7 @@ class Archive:
 
         Raises:
             NotFound: there is none, or it ended so long ago that it is kept no more.
-            Unavailable: the store cannot be read.
+            Unavailable: the store, or what it has of this job, cannot be read.
         """
         found = self._engine.jobs.get(job_id)
         if found is not None:
@@ -46,6 +49,8 @@ class Archive:
                 return job_of(record, self._store.events(job_id))
         except StoreError as error:
             raise Unavailable(str(error), reason="STORE") from None
+        except ValueError as error:
+            raise Unavailable(f"{error}; `gpusched doctor` tells more", reason="STORE") from None
         raise NotFound(f"{field}: there is no job {job_id} (ended jobs are kept for a while only)", field=field)
 
     def living(self, job_id: JobId, field: str = "job_id") -> Job:
@@ -95,7 +100,7 @@ class Archive:
     def ended(
         self, states: frozenset[State], user: str, name: str, after: tuple[float, int] | None = None
     ) -> Iterator[Job]:
-        """Ended jobs in some states, newest first, as far as they are saved.
+        """Ended jobs in some states, newest first, as far as they are saved and can be read.
 
         Args:
             states: only these.
@@ -113,11 +118,29 @@ class Archive:
             except StoreError as error:
                 raise Unavailable(str(error), reason="STORE") from None
             for record in records:
-                yield self._engine.jobs.get(JobId(record.id)) or job_of(record)
+                try:
+                    yield self._engine.jobs.get(JobId(record.id)) or job_of(record)
+                except ValueError as error:
+                    log.warning("left out of a list: %s", error)
             if len(records) < _CHUNK:
                 return
             last = records[-1]
             after = (last.ended_at or 0.0, last.id)
+
+    def unreadable(self) -> list[str]:
+        """A sentence for each ended job that the store has in a form that nobody knows. Raises StoreError."""
+        said: list[str] = []
+        after: tuple[float, int] | None = None
+        while True:
+            records = self._store.ended_jobs(after=after, limit=_CHUNK)
+            for record in records:
+                try:
+                    job_of(record)
+                except ValueError as error:
+                    said.append(str(error))
+            if len(records) < _CHUNK:
+                return said
+            after = (records[-1].ended_at or 0.0, records[-1].id)
 
     def count_ended(self, states: frozenset[State], user: str, name: str) -> int:
         """How many `ended` would give. Raises Unavailable."""

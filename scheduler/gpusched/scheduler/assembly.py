@@ -33,6 +33,7 @@ from gpusched.scheduler.rpc.callers import Callers
 from gpusched.scheduler.rpc.services import About, Services
 from gpusched.scheduler.rpc.watchers import Watchers
 from gpusched.scheduler.run_tokens import RunTokens
+from gpusched.scheduler.runner.model import LOGS
 from gpusched.scheduler.runner.runner import ProcessRunner
 from gpusched.scheduler.store.database import DatabaseStore
 from gpusched.scheduler.store.sqlite import sqlite_url
@@ -81,7 +82,7 @@ class Assembly:
         desk = Desk(engine)
         watchers = Watchers()
         observer = self._observer = Observer(driver, self._inventory, config.sample_interval)
-        log_dir = config.state_dir / "logs"
+        log_dir = config.state_dir / LOGS
         log_dir.mkdir(mode=0o700, exist_ok=True)
         launcher = Launcher(driver, run_tokens, self._address, boot.state_id, log_dir, observer.peak_memory)
         # A look at a GPU is no telling, so it need not wait for the save; the pass then has its answer.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from gpusched.scheduler.identity import process_start_ticks, process_uid, user_name
-from gpusched.scheduler.locks import RunningServer, read_running
+from gpusched.scheduler.locks import RunningServer, StartRefused, check_private, read_running
 
 _EXIT_OK = 0
 _EXIT_FAILED = 1
@@ -93,7 +93,13 @@ def detach(log_path: Path, timeout: float = 20.0) -> ReadyPipe:
     """
     try:
         log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = _above_stdio(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        # Before anything is written: what another user has put there may lead anywhere.
+        check_private(log_path.parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log = _above_stdio(os.open(log_path, flags, 0o600))
+    except StartRefused as error:
+        _say(str(error))
+        sys.exit(_EXIT_FAILED)
     except OSError as error:
         _say(f"cannot write the log {log_path}: {os.strerror(error.errno or 0)}; choose another --state-dir")
         sys.exit(_EXIT_FAILED)

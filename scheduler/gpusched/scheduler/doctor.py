@@ -14,6 +14,8 @@ from gpusched.scheduler.ports import StoreError
 if TYPE_CHECKING:
     from gpusched.scheduler.rpc.services import Services
 
+#: Of so many jobs it is said what is wrong with what is kept of them.
+_MOST = 5
 _WELL = (DeviceState.FREE, DeviceState.ALLOCATED, DeviceState.CHECKING)
 
 
@@ -33,7 +35,7 @@ async def diagnose(services: Services) -> list[Finding]:
     if engine.halted is not None:
         findings.append(Finding("store", False, engine.halted))
     try:
-        damage = await asyncio.get_running_loop().run_in_executor(None, services.store.check)
+        damage = await asyncio.get_running_loop().run_in_executor(None, _look_at_store, services)
     except StoreError as error:
         damage = [str(error)]
     findings += [Finding("store", False, sentence) for sentence in damage]
@@ -51,12 +53,30 @@ async def diagnose(services: Services) -> list[Finding]:
         if state not in _WELL:
             said = device_text(engine, device) or state.value
             name = f"GPU {device.info.index} on {device.info.node}"
-            findings.append(Finding("devices", False, f"{name} is {state.value}: {said}"))
+            said = said.removeprefix(f"GPU {device.info.index}: ").removeprefix(f"{state.value}: ")
+            why = "" if said == state.value else f": {said}"
+            findings.append(Finding("devices", False, f"{name} is {state.value}{why}"))
     if not any(finding.area == "devices" for finding in findings):
         findings.append(Finding("devices", True, f"all {len(engine.pool.devices)} GPUs are in service"))
+    for job in engine.queue:
+        asked, usable = job.request.gpus, engine.pool.usable(job.request)
+        if usable < asked:
+            text = f"job {job.id} asks for {asked} GPUs, and only {usable} that would do are here: it cannot start"
+            findings.append(Finding("queue", False, text))
     if engine.absent:
         text = f"{len(engine.absent)} jobs have not come back since the restart"
         findings.append(Finding("server", False, text))
     if engine.paused is not None:
         findings.append(Finding("server", False, f"scheduling is paused: {engine.paused}"))
     return findings
+
+
+def _look_at_store(services: Services) -> list[str]:
+    """What is wrong with what is kept, a sentence each."""
+    damage = services.store.check()
+    if not damage:
+        unreadable = services.archive.unreadable()
+        damage = unreadable[:_MOST]
+        if len(unreadable) > _MOST:
+            damage.append(f"{len(unreadable) - _MOST} more jobs are kept in such a form")
+    return damage

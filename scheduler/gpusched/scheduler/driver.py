@@ -99,7 +99,11 @@ class Driver:
         Raises:
             Unavailable: it cannot be saved now. It has happened all the same, and is saved when that works again.
         """
-        if self._saver.in_place or not (self._flush_scheduled or self._saving):
+        if self._saver.in_place:
+            return
+        if not (self._flush_scheduled or self._saving):
+            if self._saver.behind:
+                raise self._not_saved()
             return
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
@@ -186,9 +190,12 @@ class Driver:
             if ok:
                 waiter.set_result(None)
             else:
-                waiter.set_exception(Unavailable(self._saver.trouble or "", reason="STORE", retry_after=RETRY_EVERY))
+                waiter.set_exception(self._not_saved())
         if self._flush_scheduled:
             self._loop.call_soon(self._flush)
+
+    def _not_saved(self) -> Unavailable:
+        return Unavailable(self._saver.trouble or "", reason="STORE", retry_after=RETRY_EVERY)
 
     def _retry(self) -> None:
         if self._saver.trouble is not None and not self._flush_scheduled:

@@ -18,7 +18,7 @@ from gpusched.scheduler.core.states import Outcome, Running, State
 from gpusched.scheduler.driver import Driver
 from gpusched.scheduler.environment import lease_environment
 from gpusched.scheduler.run_tokens import RunTokens
-from gpusched.scheduler.runner.model import Report, Run
+from gpusched.scheduler.runner.model import Report, Run, kept_log
 
 #: Seconds after a restart within which an agent of before has begun whatever it was told to; half of a short window.
 BEGUN_WITHIN = 5.0
@@ -101,19 +101,21 @@ class Launcher:
         outcome = Outcome(report.exit_status, report.signal, message)
         try:
             self._driver.handle(ev.Release(job, epoch, outcome, report.timed_out, usage))
+        except DomainError:
+            pass  # it has lost that lease, or the job has ended: nobody waits for its word, once that is saved
+        try:
             await self._driver.saved()
         except Unavailable:
             return False
-        except DomainError:
-            pass  # it has lost that lease, or the job has ended: nobody waits for its word
         return True
 
     async def queue_again_what_never_began(self) -> None:
         """After a restart: queue runs again that were granted and never begun, a while after the start.
 
         The server before this one died between the save of the grant and its word to the agent, or the machine did:
-        nobody will come for that lease, and no command has run. A supervisor makes the output file before anything
-        else, so that one which is not there tells. Should it be merely late, its lease is refused and it ends.
+        nobody will come for that lease, and no command has run. A supervisor makes the run's log before anything else,
+        wherever the output goes, so that one which is not there tells. Should it be merely late, its lease is refused
+        and it ends.
         """
         await asyncio.sleep(min(BEGUN_WITHIN, self._driver.engine.settings.window / 2))
         for job_id in sorted(self._driver.engine.absent):
@@ -127,14 +129,14 @@ class Launcher:
     def _never_began(self, job: Job) -> bool:
         if job.spec.batch is None or not isinstance(job.status, Running) or job.status.confirmed:
             return False
-        return not os.path.lexists(self.output_path(job, job.attempt))
+        return not os.path.lexists(kept_log(self.logs, str(job.id), job.attempt))
 
     def output_path(self, job: Job, attempt: int) -> Path:
         """Where a run's output goes."""
         asked = job.spec.batch.output_path if job.spec.batch is not None else ""
         if asked:
             return Path(asked.replace("%j", str(job.id)).replace("%a", str(attempt)))
-        return self.logs / f"{job.id}.{attempt}.log"
+        return kept_log(self.logs, str(job.id), attempt)
 
 
 def _home() -> str:

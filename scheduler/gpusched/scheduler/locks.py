@@ -114,7 +114,7 @@ def lock_state_dir(path: Path, *, mountinfo: str | None = None) -> StateLock:
         )
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(path)
+        check_private(path)
         descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StartRefused(
@@ -233,7 +233,8 @@ def _owner_of(uuid: str) -> str:
     return f" (pid {pid}, user {user_name(uid)})"
 
 
-def _check_private(path: Path) -> None:
+def check_private(path: Path) -> None:
+    """That nobody else may put anything into a state directory. Raises StartRefused, OSError."""
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -43,6 +43,11 @@ class Saver:
         """True if nothing is kept, so that nothing has to be waited for."""
         return self._store is None
 
+    @property
+    def behind(self) -> bool:
+        """True between two tries: something that happened is not saved."""
+        return bool(self._unsaved)
+
     def save(self, changes: Changes, done: Callable[[bool], None]) -> bool:
         """Save changes, and those that could not be saved before.
 

@@ -48,6 +48,7 @@ class Candidates:
         "_slots",
         "_wished",
         "_with_claims",
+        "incomplete",
         "reservations",
     )
 
@@ -70,6 +71,8 @@ class Candidates:
         self._set_aside_after = set_aside_after
         self._slots = slots
         self._backfill = policy.backfill != "none"
+        #: Whether somebody asks for devices that are out of service, or gone since he asked.
+        self.incomplete = False
         #: Promises made in this pass.
         self.reservations: list[Reservation] = []
         self._blocked: frozenset[str] = frozenset()
@@ -95,11 +98,13 @@ class Candidates:
         return None
 
     def _out_of_service(self, found: JobClass, eligible: frozenset[str]) -> bool:
-        """Whether a class that cannot start has waited long enough for devices that somebody must mend."""
-        pool = self._pool
-        if pool.all_in_service or pool.count_serviceable(eligible) >= found.request.gpus:
+        """Whether a class that cannot start has waited long enough for devices that must be mended or brought back."""
+        pool, need = self._pool, found.request.gpus
+        well = pool.all_in_service and not pool.counting and len(eligible) >= need
+        if well or pool.count_serviceable(eligible) >= need:
             found.unavailable_since = None
             return False
+        self.incomplete = True
         if found.unavailable_since is None:
             found.unavailable_since = self._now
         if self._now < found.unavailable_since + self._set_aside_after:
@@ -163,9 +168,7 @@ class Candidates:
 
     def _candidate(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
         """Start a job although one before it must wait, if nobody is the worse for it."""
-        if self._pool.all_in_service:
-            found.unavailable_since = None
-        elif self._out_of_service(found, eligible):
+        if self._out_of_service(found, eligible):
             return None
         found.verdict = BEHIND
         found.blocked_by = self._blocker(eligible)

@@ -62,7 +62,7 @@ class Duties(Moves):
                 started = True
             if started:
                 self._out.append(do.QUEUE_CHANGED)
-            if not self.pool.all_in_service:
+            if not self.pool.all_in_service or (looked is not None and looked.incomplete):
                 self._plan_next_look(now)
             if looked is not None:
                 self._reservations = looked.reservations

@@ -84,13 +84,14 @@ def explain(engine: Engine, job: Job) -> Reason | None:
         return over
     if (claim := engine.claims.get(job.id)) is not None:
         return _claimed(engine, job, claim)
-    if found.verdict is Verdict.BEHIND and found.blocked_by is not None:
+    gone = engine.pool.usable(request) < needed
+    if not gone and found.verdict is Verdict.BEHIND and found.blocked_by is not None:
         ahead = engine.jobs.get(found.blocked_by)
         if ahead is None or not ahead.awake or not engine.queue.is_before(ahead, job):
             # Things have moved since the last pass; the next one, which is wanted, will tell.
             return Reason(Code.STARTING, "about to be looked at", needed, free)
         return _behind(ahead, needed, free)
-    if found.unavailable_since is not None:
+    if gone or found.unavailable_since is not None:
         out = tuple(_blockers(engine, job, mended=True))
         return Reason(Code.UNAVAILABLE, _unavailable_text(engine, job, out), needed, free, out)
     if first is not job:
@@ -130,8 +131,8 @@ def foresee(engine: Engine, job: Job) -> Reason:
     return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
-def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
-    """The whole account, a sentence a line."""
+def lines(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
+    """The whole account, a sentence a line; `now` in seconds of the engine's clock."""
     out = [f"Job {job.id} is number {engine.queue.position(job)} of {len(engine.queue)} in the queue."]
     out.append(reason.message[:1].upper() + reason.message[1:] + ".")
     request = job.request
@@ -154,7 +155,21 @@ def lines(engine: Engine, job: Job, reason: Reason) -> list[str]:
             device = engine.pool.devices[blocker.device]
             what = (device_text(engine, device) or blocker.state.value).removeprefix(f"GPU {blocker.index}: ")
         out.append(f"GPU {blocker.index} on {blocker.node}: {what}.")
-    return out
+    return out + _times(engine, job, reason, now)
+
+
+def _times(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
+    """When it starts, as far as anybody knows."""
+    show = engine.show_time
+    if show is None:
+        return []
+    if reason.code in (Code.BEGIN_TIME, Code.BACKOFF) and reason.until is not None:
+        return [f"It does not start before {show(reason.until)}."]
+    expected = engine.outlook.of(job, now)
+    latest = "" if expected.promise is None else f"at the latest at {show(expected.promise)}"
+    if expected.forecast is None:
+        return [f"It starts {latest}."] if latest else []
+    return [f"It is expected to start at {show(expected.forecast)}" + (f", {latest}." if latest else ".")]
 
 
 def device_text(engine: Engine, device: Device) -> str:
@@ -301,7 +316,7 @@ def _resources_text(engine: Engine, request: Request, free: int, blockers: tuple
         else:
             text += f"; GPU {indices} held by {_who(group[0])}"
     if len(held) > 3:
-        text += f"; and {len(held) - 3} more jobs"
+        text += f"; and {len(held) - 3} more job{'s' if len(held) > 4 else ''}"
     return text
 
 
@@ -313,8 +328,14 @@ def _shape(request: Request) -> str:
 
 
 def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str:
-    usable = engine.pool.serviceable(job.request)
-    text = f"needs {_gpus(job.request.gpus)}, but only {usable} of {engine.pool.usable(job.request)} are in service"
+    needed, usable = job.request.gpus, engine.pool.usable(job.request)
+    text = f"needs {_gpus(needed)}, but only {engine.pool.serviceable(job.request)} of {usable} are in service"
+    if usable < needed:
+        # There were more when it was taken on.
+        left = (
+            "none that would do is" if not usable else f"only {usable} that would do {'is' if usable == 1 else 'are'}"
+        )
+        text = f"needs {_gpus(needed)}, but {left} here now"
     for blocker in out[:3]:
         said = device_text(engine, engine.pool.devices[blocker.device]) or blocker.state.value
         text += f"; {said if said.startswith('GPU ') else f'GPU {blocker.index}: {said}'}"

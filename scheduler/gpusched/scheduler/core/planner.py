@@ -115,7 +115,7 @@ class Pass(Candidates):
             start = self._first(job.key, found, eligible)
             if start is None:
                 heads = [head for head in self._heads() if head[3] is not found]
-                if self._backfill:
+                if self._backfill and found.verdict is WAITS:
                     self._push_candidate(heads, 0, job.key, 0, found)
                 if self._all_behind_one():
                     return self._hopeful(heads)
@@ -128,7 +128,7 @@ class Pass(Candidates):
 
     def still_holds(self, now: float, fresh: Sequence[Job]) -> bool:
         """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
-        if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service:
+        if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service or self.incomplete:
             return False
         if self._borrowers:
             return False

@@ -36,6 +36,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         user = self._admin(context, "drain")
         devices = self._set(request.target, _reason(request.reason) or f"by {user}")
         log_event(log, "drain", user=user, target=str(request.target).strip(), reason=request.reason)
+        await self._driver.saved()
         return admin_pb2.DrainResponse(gpus=self._show(devices))
 
     @guarded
@@ -46,6 +47,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         devices = self._set(request.target, None)
         await self._services.observer.forgive(device.uuid for device in devices)
         log_event(log, "undrain", user=user, target=str(request.target).strip())
+        await self._driver.saved()
         return admin_pb2.UndrainResponse(gpus=self._show(devices))
 
     @guarded
@@ -55,6 +57,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         user = self._admin(context, "pause")
         self._driver.handle(ev.Pause(_reason(request.reason) or f"by {user}"))
         log_event(log, "pause", user=user, reason=request.reason)
+        await self._driver.saved()
         return admin_pb2.PauseSchedulingResponse()
 
     @guarded
@@ -64,6 +67,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         user = self._admin(context, "resume")
         self._driver.handle(ev.Pause(None))
         log_event(log, "resume", user=user)
+        await self._driver.saved()
         return admin_pb2.ResumeSchedulingResponse()
 
     @guarded

@@ -59,7 +59,7 @@ def _forgiving(handler: Any) -> Any:
         return grpc.unary_unary_rpc_method_handler(handler.unary_unary, deserialize, handler.response_serializer)
     if handler.unary_stream is not None:
         return grpc.unary_stream_rpc_method_handler(handler.unary_stream, deserialize, handler.response_serializer)
-    return handler
+    return grpc.stream_stream_rpc_method_handler(handler.stream_stream, deserialize, handler.response_serializer)
 
 
 def _try(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -50,4 +50,7 @@ class Filter:
 def _nodes(job: Job, pool: Pool) -> set[str]:
     """Where a job has or had its GPUs; of one that waits, the node that it asks for."""
     lease = job.status.lease if isinstance(job.status, Running | Finished) else None
-    return {job.request.node} if lease is None else {pool.devices[uuid].info.node for uuid in lease.devices}
+    if lease is None:
+        return {job.request.node}
+    # A device may be gone since.
+    return {device.info.node for uuid in lease.devices if (device := pool.devices.get(uuid)) is not None}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +56,11 @@ class LeaseService:
         if request.dry_run:
             await context.write(self._dry_run(request, caller))
             return
-        job, token, resumed = self._enter(request, caller)
+        try:
+            job, token, resumed = self._enter(request, caller)
+        except Aborted:
+            await self._driver.saved()  # see _kept
+            raise
         ticket = self._services.desk.open(job, job.attachment)
         if isinstance(job.status, Running):
             # A re-attached holder is told again what it has; a new job's grant comes from the pass.
@@ -78,23 +84,35 @@ class LeaseService:
     async def Confirm(  # noqa: N802
         self, request: scheduler_pb2.ConfirmRequest, context: Context
     ) -> scheduler_pb2.ConfirmResponse:
-        job = self._held(request, self._services.callers.identify(context))
-        self._driver.handle(ev.Confirm(job.id, request.epoch))
-        await self._driver.saved()
+        caller = self._services.callers.identify(context)
+        async with self._kept():
+            job = self._held(request, caller)
+            self._driver.handle(ev.Confirm(job.id, request.epoch))
         return scheduler_pb2.ConfirmResponse()
 
     @guarded
     async def Release(  # noqa: N802
         self, request: scheduler_pb2.ReleaseRequest, context: Context
     ) -> scheduler_pb2.ReleaseResponse:
-        job = self._held(request, self._services.callers.identify(context))
-        outcome = convert.outcome_of(request.outcome)
-        usage = usage_of(request.usage) if request.HasField("usage") else None
-        if usage is not None and not usage.peak_gpu_memory_bytes:
-            usage = replace(usage, peak_gpu_memory_bytes=self._services.observer.peak_memory(job.id))
-        self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out, usage))
-        await self._driver.saved()
+        caller = self._services.callers.identify(context)
+        async with self._kept():
+            job = self._held(request, caller)
+            outcome = convert.outcome_of(request.outcome)
+            usage = usage_of(request.usage) if request.HasField("usage") else None
+            if usage is not None and not usage.peak_gpu_memory_bytes:
+                usage = replace(usage, peak_gpu_memory_bytes=self._services.observer.peak_memory(job.id))
+            self._driver.handle(ev.Release(job.id, request.epoch, outcome, request.timed_out, usage))
         return scheduler_pb2.ReleaseResponse()
+
+    @asynccontextmanager
+    async def _kept(self) -> AsyncIterator[None]:
+        """Answer only when all that has happened is saved: that a lease is over, too, ends its holder's efforts."""
+        try:
+            yield
+        except Aborted:
+            await self._driver.saved()
+            raise
+        await self._driver.saved()
 
     # -- the stream ----------------------------------------------------------------------------------------
 

@@ -201,6 +201,10 @@ class QueryService:
         name = request.job.name if "name" in paths else None
         held = request.job.held if "held" in paths else None
         limit = convert.seconds(request.job, "time_limit") if "time_limit" in paths else None
+        if limit is None and "time_limit" in paths:
+            raise Invalid(
+                "job.time_limit: is not set; give a time, as a limit cannot be taken away", field="job.time_limit"
+            )
         self._driver.handle(ev.Update(job.id, priority, name, held, limit, by=caller.owner.name))
         await self._driver.saved()
         return scheduler_pb2.UpdateJobResponse(job=self._show(job, caller))
@@ -217,7 +221,7 @@ class QueryService:
             if isinstance(job.status, Finished):
                 lines.append(f"It ended: {job.status.outcome.message}.")
         else:
-            lines = why.lines(self._engine, job, cause)
+            lines = why.lines(self._engine, job, cause, self._driver.now())
         return scheduler_pb2.ExplainJobResponse(job=self._show(job, caller, history=True), lines=lines)
 
     # -- GPUs and nodes ------------------------------------------------------------------------------------

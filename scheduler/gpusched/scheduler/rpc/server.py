@@ -9,10 +9,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from gpusched.scheduler.rpc.admin_service import AdminService
 from gpusched.scheduler.rpc.batch_service import BatchService
+from gpusched.scheduler.rpc.companions import Companions, Symbols
 from gpusched.scheduler.rpc.decoding import Registrar
 from gpusched.scheduler.rpc.lease_service import LeaseService
 from gpusched.scheduler.rpc.query_service import QueryService
@@ -103,10 +105,11 @@ class RpcServer:
         if simulation is not None:
             simulation_pb2_grpc.add_SimulationServicer_to_server(SimulationService(services, simulation), ours)
             self._names.append(simulation_pb2.DESCRIPTOR.services_by_name["Simulation"].full_name)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
-        )
+        companions: Any = Companions(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, companions)
+        names = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+        reflected = ReflectionServicer(names, pool=Symbols())
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, companions)
         await server.start()
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+LOGS = "logs"
+"""Directory in the state directory with a log for each run: its output, or an empty one if that goes elsewhere."""
+
+
+def kept_log(directory: Path, job_id: str, attempt: int) -> Path:
+    """The log of one run."""
+    return directory / f"{job_id}.{attempt}.log"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from gpusched.client.units import format_duration
 from gpusched.scheduler.runner import again, spawn
 from gpusched.scheduler.runner.agent import READY, SETTLED
 from gpusched.scheduler.runner.link import Link
-from gpusched.scheduler.runner.model import Report, Run
+from gpusched.scheduler.runner.model import LOGS, Report, Run, kept_log
 from gpusched.scheduler.runner.usage import Meter
 from gpusched.scheduler.runner.work import Work
 from gpusched.v1 import scheduler_pb2
@@ -107,6 +107,11 @@ class Supervisor:
         self._loop.set_timer("link", QUICK_SECONDS, self._link.start)
         run = self._run
         try:
+            if run.state_directory:
+                # Before anything else is done: a run without it never began, whatever file gets its output.
+                mark = str(kept_log(Path(run.state_directory) / LOGS, run.job_id, run.attempt))
+                if mark != run.output_path:
+                    os.close(spawn.Output(mark).fd)
             self._output = spawn.Output(run.output_path)
             spawn.enter(run.working_directory)
             os.umask(COMMAND_UMASK)
