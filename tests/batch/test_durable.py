@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,22 +66,28 @@ def test_no_acknowledged_submit_is_lost_when_the_server_is_killed(new_box: NewBo
 
 
 @pytest.mark.slow
-def test_a_run_that_was_granted_and_never_begun_is_queued_again(new_box: NewBox, tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["kept log", "file of before"])
+def test_a_run_that_was_granted_and_never_begun_is_queued_again(
+    new_box: NewBox, tmp_path: Path, elsewhere: bool
+) -> None:
     """The server dies between the save of a grant and its word to the agent: nobody will ever come for that lease."""
     box = new_box("1", args=("--window", "4s"))
+    output = tmp_path / "output"
+    output.write_text("of an earlier run\n")
     server = box.server.process
     assert server is not None
     (agent,) = wait_until(
         lambda: [each for each in psutil.Process(server.pid).children() if each.name() == "gpusched-agent"], SOON
     )
     agent.suspend()  # the word is on its way, and nobody hears it
-    job_id = box.submit("echo ran $GPUSCHED_ATTEMPT")
+    job_id = box.submit("echo ran $GPUSCHED_ATTEMPT", output_path=str(output) if elsewhere else "")
     box.in_state(job_id, "RUNNING")
     box.server.kill()
     agent.kill()
     box.server.start()
     job = box.ended(job_id)
-    assert (state_of(job), box.log(job_id)) == ("COMPLETED", b"ran 2\n")
+    said = b"of an earlier run\nran 2\n" if elsewhere else b"ran 2\n"
+    assert (state_of(job), box.log(job_id)) == ("COMPLETED", said)
     assert "was never begun" in box.history(job_id)
 
 
@@ -215,13 +224,17 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
 
         for _ in range(3):
             submit()
-        full = "no space left on its disk; make room, and it goes on by itself"
+        full = "no space left on its disk; make room; a running server then goes on by itself"
         assert len(refusals) == 3
         for code, reason, _, text in refusals:
             assert (code, reason) == ("UNAVAILABLE", "STORE") and full in text
         done = box.cli("submit", "--output", str(tmp_path / "x"), "--", "true")
         assert (done.returncode, done.stdout) == (69, "") and full in done.stderr
         assert box.reason(waits) == "STORE"
+        done = box.cli("resume")
+        assert (done.returncode, done.stdout) == (69, "") and full in done.stderr, (
+            "what is not kept is not told as done"
+        )
         assert "Nothing is started while state cannot be saved" in box.good("explain", waits)
         doctor = box.cli("doctor")
         assert doctor.returncode == 1 and "WRONG  store" in doctor.stdout and full in doctor.stdout
@@ -247,6 +260,52 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
         box.close()
 
 
+@pytest.mark.slow
+def test_an_end_that_could_not_be_saved_outlives_the_server(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
+    """Its supervisor tells it until it is kept: else the finished job would be lost, or run again, after a restart."""
+    server = Server("1", state_dir=small_disk)
+    server.log_path = tmp_path / "log"
+    with server:
+        box = Box(server)
+        runs = box.submit(f"echo on; {gate.words}; exit 3", output_path=str(tmp_path / "%j.%a"), requeue=True)
+        box.said(runs, "on")
+        command = wait_until(lambda: box.attached(runs), SOON).holder_pid
+        filler = fill(small_disk)
+        gate.open()
+        wait_until(lambda: box.state(runs) == "FAILED", SOON, "the server knows, and cannot keep it")
+        # Long enough for every way to tell it: by the agent, and by a call of its own.
+        time.sleep(3.0)
+        assert not is_dead(command)
+        server.kill()
+        filler.unlink()
+        server.start()
+        job = box.ended(runs)
+        assert (state_of(job), job.outcome.exit_status, len(job.attempts)) == ("FAILED", 3, 1)
+        wait_until(lambda: is_dead(command), SOON, "now it has nothing left to do")
+        box.close()
+
+
+@pytest.mark.slow
+def test_one_damaged_row_hides_no_other(new_box: NewBox) -> None:
+    box = new_box("1")
+    bad, good = box.submit("true"), box.submit("true")
+    for each in (bad, good):
+        box.ended(each)
+    box.server.stop()
+    with sqlite3.connect(box.server.state_dir / "state.db") as connection:
+        connection.execute("UPDATE jobs SET data = '{bad' WHERE id = ?", (bad,))
+    connection.close()
+    before = len(box.server.log)
+    box.server.start()
+    listed = json.loads(box.quick("jobs", "--all", "--json").stdout)["jobs"]
+    assert [each["id"] for each in listed] == [good]
+    done = box.cli("job", bad)
+    assert done.returncode == 69 and f"job {bad} is kept in a form that this version does not know" in done.stderr
+    doctor = box.cli("doctor")
+    assert doctor.returncode == 1 and f"job {bad} is kept in a form" in doctor.stdout
+    assert "Traceback" not in box.server.log[before:]
+
+
 def start_fails(box: Box) -> str:
     """What a start that is refused says."""
     with pytest.raises(RuntimeError) as caught:
@@ -268,3 +327,19 @@ def test_a_damaged_state_is_not_started_on(new_box: NewBox) -> None:
     path.write_bytes(whole)
     box.server.start()
     assert box.state(held) == "QUEUED"
+
+
+def test_jobs_whose_gpus_are_gone_are_listed(new_box: NewBox) -> None:
+    """A server that finds fewer GPUs than the one before it had."""
+    box = new_box("2")
+    both, none = box.submit("true", gpus=2), box.submit("true", gpus=2, held=True)
+    box.ended(both)
+    box.server.stop()
+    box.server.command[box.server.command.index("--simulate") + 1] = "1"
+    box.server.start()
+    node = box.job(both).gpus[0].node
+    for wanted in ("--all", "--all --node " + node):
+        assert [line.split()[0] for line in box.good("jobs", *wanted.split()).splitlines()[1:3]] == [none, both]
+    assert f"{node}:0 (1 gone)" in box.good("jobs", "--all")
+    assert f"a GPU that is gone (GPU-sim-{node}-1)" in box.good("job", both)
+    assert f"job {none} asks for 2 GPUs that would do, of which there are 1 here" in box.cli("doctor").stdout

@@ -174,7 +174,7 @@ def test_of_a_job_that_waits(shared: Box, gate: Gate) -> None:
     shared.said(runs, "on")
     done = shared.quick("logs", waits)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"has not started yet, so it has no output; add follow to wait for it" in done.stderr
+    assert b"has not started yet, so it has no output yet; follow it (-f) to wait for that" in done.stderr
     done = shared.quick("logs", "--attempt", "2", runs)
     assert done.returncode == 1 and b"attempt: job" in done.stderr and b"has had 1 run" in done.stderr
     assert logs(shared, runs) == b"on\n", "what it has written so far"

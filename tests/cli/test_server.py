@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -255,3 +256,10 @@ def test_serve_and_stop_become_the_schedulers_program(tmp_path: Path) -> None:
         serving.wait()
     helped = subprocess.run([*CLI, "serve", "--help"], env=environment, capture_output=True, text=True)
     assert helped.returncode == 0 and "usage: gpusched serve" in helped.stdout
+
+
+def test_a_closed_standard_output_is_no_bug(server: Server) -> None:
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f"{sys.executable} -m gpusched.client.cli jobs --json {closed}"
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, env=server.env, check=False)
+        assert (done.returncode, done.stderr) == (0, "")

@@ -14,14 +14,14 @@ from gpusched.scheduler import driver
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.errors import NotFound
+from gpusched.scheduler.core.errors import NotFound, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import DeviceInfo, NodeInfo, Owner, Request
 from gpusched.scheduler.core.records import Batch
 from gpusched.scheduler.core.states import Finished, Outcome, Running, State
 from gpusched.scheduler.desk import Desk, Superseded, Ticket
 from gpusched.scheduler.driver import Driver
-from gpusched.scheduler.ports import Store
+from gpusched.scheduler.ports import Store, StoreError
 from gpusched.scheduler.store.memory import MemoryStore
 from rpc.calls import PATIENCE, until
 
@@ -303,3 +303,32 @@ async def test_a_newer_ticket_takes_over_and_the_older_ones_end_means_nothing(ro
     assert isinstance(newer.take(), do.Ended)
     room.desk.close(newer)
     assert len(room.desk) == 0
+
+
+class FullStore(MemoryStore):
+    """It takes nothing while it is full."""
+
+    full = True
+
+    def commit(self, batch: Batch) -> None:
+        if self.full:
+            raise StoreError("no room", passing=True)
+        super().commit(batch)
+
+
+async def test_between_two_tries_nothing_counts_as_saved() -> None:
+    store = FullStore()
+    store.open()
+    room = Room(store)
+    job = room.submit()
+    with pytest.raises(Unavailable, match="no room"):
+        await room.driver.saved()
+    await asyncio.sleep(0.05)  # what followed upon the failure is over, and the next try is a second away
+    with pytest.raises(Unavailable, match="no room"):
+        await room.driver.saved()
+    store.full = False
+    await until(lambda: room.engine.halted is None, PATIENCE)
+    await room.driver.saved()
+    assert store.job(job.id) is not None
+    room.publisher.cancel()
+    room.driver.stop()

@@ -265,3 +265,11 @@ async def test_wrong_targets(operator: Client) -> None:
         assert allowed in got.message
     got = await refusal(operator.admin.PauseScheduling(admin_pb2.PauseSchedulingRequest(reason="a\nb")))
     assert (got.code, got.fields) == (invalid, ("reason",))
+
+
+async def test_a_limit_that_is_not_given_is_no_limit_taken_away(client: Client) -> None:
+    stream = await client.holder(1, time_limit=600.0)
+    request = scheduler_pb2.UpdateJobRequest(job=job_pb2.Job(id=stream.job_id))
+    request.update_mask.paths.append("time_limit")
+    got = await refusal(client.scheduler.UpdateJob(request))
+    assert got.code is grpc.StatusCode.INVALID_ARGUMENT and got.fields == ("job.time_limit",)

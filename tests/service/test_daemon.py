@@ -183,6 +183,21 @@ def test_it_outlives_the_terminal(tmp_path: Path) -> None:
         assert state[0] != "Z" and state[4] == "0"  # alive, and without a controlling terminal
 
 
+@as_root
+def test_the_log_leads_nowhere_that_another_user_chose(tmp_path: Path) -> None:
+    """Nothing is written by way of a directory that is not ours alone."""
+    theirs, victim = tmp_path / "theirs", tmp_path / "victim"
+    theirs.mkdir()
+    (theirs / "server.log").symlink_to(victim)
+    os.chown(theirs, 54321, 54321)
+    done = run(SERVE, theirs / "server.log")
+    assert done.returncode == 1 and "belongs to 54321" in done.stderr
+    os.chown(theirs, 0, 0)
+    done = run(SERVE, theirs / "server.log")
+    assert done.returncode == 1 and "cannot write the log" in done.stderr
+    assert not victim.exists()
+
+
 def test_a_refusal_reaches_the_caller(tmp_path: Path) -> None:
     script = DETACH + "pipe.failed('no NVIDIA driver here;\\nok 127.0.0.1:1 1\\nerror try --simulate 8'); sys.exit(1)"
     done = run(script, tmp_path / "server.log")

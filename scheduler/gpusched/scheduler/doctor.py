@@ -61,7 +61,8 @@ async def diagnose(services: Services) -> list[Finding]:
     for job in engine.queue:
         asked, usable = job.request.gpus, engine.pool.usable(job.request)
         if usable < asked:
-            text = f"job {job.id} asks for {asked} GPUs, and only {usable} that would do are here: it cannot start"
+            what = "GPU" if asked == 1 else "GPUs"
+            text = f"job {job.id} asks for {asked} {what} that would do, of which there are {usable} here"
             findings.append(Finding("queue", False, text))
     if engine.absent:
         text = f"{len(engine.absent)} jobs have not come back since the restart"

@@ -36,21 +36,29 @@ def run(args: argparse.Namespace, output: Output) -> int:
     jobs: list[object] = []
     errors: list[object] = []
     with Session(args, output) as session:
-        ids = args.ids or _own(session, args.name or "")
+        ids = list(dict.fromkeys(args.ids or _own(session, args.name or "")))
         if not ids:
             output.say("no job of yours matches")
-        for number in dict.fromkeys(ids):
-            request = pb.CancelJobRequest(job_id=number, reason=args.reason)
-            try:
-                job = session.call_as_owner(session.scheduler.CancelJob, request).job
-            except ServerUnavailable:
-                raise
-            except GpuschedError as error:
-                output.error(_named(number, str(error)))
-                errors.append({"job_id": number, "reason": error.reason, "message": str(error)})
-            else:
-                output.say(_told(job))
-                jobs.append(document(job) if output.mode is Mode.JSON else None)
+        done: dict[str, Any] = {}
+        try:
+            # The last first: they wait, and would be given the GPUs of those that are ended, or end along with them.
+            for number in reversed(ids):
+                request = pb.CancelJobRequest(job_id=number, reason=args.reason)
+                try:
+                    done[number] = session.call_as_owner(session.scheduler.CancelJob, request).job
+                except ServerUnavailable:
+                    raise
+                except GpuschedError as error:
+                    done[number] = error
+        finally:
+            for number in (each for each in ids if each in done):
+                answer = done[number]
+                if isinstance(answer, GpuschedError):
+                    output.error(_named(number, str(answer)))
+                    errors.append({"job_id": number, "reason": answer.reason, "message": str(answer)})
+                else:
+                    output.say(_told(answer))
+                    jobs.append(document(answer) if output.mode is Mode.JSON else None)
     if output.mode is Mode.JSON:
         output.json({"jobs": jobs, "errors": errors})
     return 1 if errors else 0
@@ -70,8 +78,7 @@ def _own(session: Session, name: str) -> list[str]:
         ids += [job.id for job in answer.jobs]
         token = answer.next_page_token
         if not token:
-            # Those that wait first, or they would be given the GPUs of those that are ended.
-            return ids[::-1]
+            return ids
 
 
 def _named(number: str, message: str) -> str:

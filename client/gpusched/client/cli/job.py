@@ -187,6 +187,8 @@ def _state(job: Any, state: str) -> str:
 def _gpu(gpu: Any) -> str:
     from gpusched.client.units import format_size
 
+    if not gpu.node:
+        return f"a GPU that is gone ({gpu.uuid})"
     memory = f", {format_size(gpu.memory_bytes)}" if gpu.memory_bytes else ""
     return f"GPU {gpu.index} on {gpu.node}: {gpu.model}{memory} ({gpu.uuid})"
 

@@ -107,6 +107,9 @@ def main() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; the exit status. Raises nothing, but for bugs where `GPUSCHED_DEBUG` is set."""
+    # Closed ones (`>&-`) are None.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until the end, and light
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -109,9 +109,14 @@ def indices(numbers: Iterable[int]) -> str:
 def allocation(gpus: Iterable[Any], with_node: bool) -> str:
     """Indices of an allocation's GPUs, by node where asked: `0-3`, or `node0:0-3 node1:0`."""
     nodes: dict[str, list[int]] = {}
+    gone = 0
     for gpu in gpus:
-        nodes.setdefault(gpu.node, []).append(gpu.index)
-    return " ".join(f"{node}:{indices(found)}" if with_node else indices(found) for node, found in nodes.items())
+        if gpu.node:
+            nodes.setdefault(gpu.node, []).append(gpu.index)
+        else:
+            gone += 1  # of an old job's, the scheduler knows no more than the uuid
+    parts = [f"{node}:{indices(found)}" if with_node else indices(found) for node, found in nodes.items()]
+    return " ".join([*parts, *([f"({gone} gone)"] if gone else [])])
 
 
 def matter(gpu: Any) -> str:

@@ -253,7 +253,7 @@ class Engine(Upkeep):
             case Queued():
                 raise Aborted("the job has no grant to confirm; it waits", reason="GRANT_EXPIRED")
             case Running():
-                raise Aborted("the grant was superseded by a newer one", reason="GRANT_EXPIRED")
+                raise Aborted("that grant is not the one that the job has (any more)", reason="GRANT_EXPIRED")
             case Finished():
                 raise Aborted(f"job {job.id} has ended: {job.status.outcome.message}", reason="JOB_ENDED")
             case _:

@@ -118,5 +118,5 @@ def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _seconds(field: str, value: float, *, zero: bool) -> None:
     if not isfinite(value) or value < 0 or value > MAX_SECONDS or (value == 0 and not zero):
-        allowed = f"{'from 0' if zero else 'above 0'} to {MAX_SECONDS:g} s"
+        allowed = f"{'from' if zero else 'above'} 0 s, and at most {MAX_SECONDS / 86400 / 365:g} years"
         raise Invalid(f"{field}: {value:g} is not allowed; it must be {allowed}", field=field)

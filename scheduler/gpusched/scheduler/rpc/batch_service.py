@@ -174,7 +174,7 @@ class BatchService:
             return NotFound(
                 f"job {job.id} ended without having started, so it has no output: {job.status.outcome.message}"
             )
-        return NotFound(f"job {job.id} has not started yet, so it has no output; add follow to wait for it")
+        return NotFound(f"job {job.id} has not started yet, so it has no output yet; follow it (-f) to wait for that")
 
     # -- helpers -------------------------------------------------------------------------------------------
 

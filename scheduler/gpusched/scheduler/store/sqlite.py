@@ -246,7 +246,8 @@ class SqliteBackend:
         return f"{self.place} is locked by another process; end that one (`fuser -v '{self._path}'` shows it)"
 
     def _full(self) -> str:
-        return f"{self.place} cannot be written: no space left on its disk; make room, and it goes on by itself"
+        why = "no space left on its disk; make room; a running server then goes on by itself"
+        return f"{self.place} cannot be written: {why}"
 
     def _is_full(self) -> bool:
         try:
