@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
 import psutil
@@ -26,7 +27,10 @@ from gpusched.client import (
     ReasonCode,
     WaitTimeout,
     acquire,
+    notebook,
+    sync,
 )
+from gpusched.client.session import FINISH_SECONDS
 from gpusched.client.views import AllocatedGpu
 from support.simulation import set_gpu
 from support.waiting import wait_until
@@ -68,7 +72,9 @@ def test_grant_and_release(client):
     assert job.outcome.exit_status == 0
     assert client.status().gpus_allocated == 0
     assert lease.released
-    lease.check()
+    with pytest.raises(GpuschedError, match="given back") as caught:
+        lease.check()
+    assert caught.value.reason == "RELEASED"
 
 
 def test_variables_are_set_and_put_back(here, monkeypatch):
@@ -102,13 +108,25 @@ def test_an_exception_passes_through_and_history_has_its_type_alone(client):
     assert "secret" not in str(job)
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "state"),
+    [(3, 3, JobState.FAILED), (-1, 255, JobState.FAILED), (256, 0, JobState.COMPLETED), ("why", 1, JobState.FAILED)],
+)
+def test_an_exit_in_the_block_has_its_status(client, code, status, state):
+    with pytest.raises(SystemExit), acquire() as lease:
+        sys.exit(code)
+    job = client.job(lease.job_id)
+    assert (job.outcome.exit_status, job.state) == (status, state)
+
+
 def test_release_before_the_end(client):
     with acquire() as lease:
         lease.release()
         assert client.job(lease.job_id).state is JobState.COMPLETED
         assert "GPUSCHED_JOB_ID" not in os.environ
         lease.release()
-        lease.check()
+        with pytest.raises(GpuschedError, match="given back"):
+            lease.check()
 
 
 def test_memory_and_model_are_asked_for(client):
@@ -194,6 +212,36 @@ def test_the_wait_is_shown_by_default(one_gpu, capfd):
     closing.join()
     shown = capfd.readouterr().err
     assert f"gpusched: job {lease.job_id} is number 1 of 1 in the queue: " in shown
+
+
+def test_an_answer_at_the_very_moment_of_the_timeout_counts():
+    class Late(Future):
+        """Done, where it had just been found not to be."""
+
+        def result(self, timeout=None):
+            if not self.done():
+                self.set_result({"kind": "released"})
+                raise TimeoutError
+            return super().result(timeout)
+
+    for tick, limit in ((lambda: None, None), (None, 1.0)):
+        assert sync._result(Late(), tick, limit) == {"kind": "released"}
+    with pytest.raises(TimeoutError):
+        sync._result(Future(), None, 0.01)
+
+
+def test_a_line_that_fails_at_the_grant_leaves_no_lease(one_gpu, monkeypatch):
+    class Line(notebook.StatusLine):
+        def close(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync, "default_status_line", Line)
+    ticket = acquire()
+    with pytest.raises(KeyboardInterrupt), ticket:
+        pytest.fail("the block was entered")
+    assert ticket.lease.released
+    assert "GPUSCHED_JOB_ID" not in os.environ
+    wait_until(lambda: one_gpu.job(ticket.job_id).state.ended)
 
 
 def test_closing_a_waiting_ticket_leaves_the_queue(one_gpu):
@@ -415,6 +463,53 @@ def test_a_callback_that_fails_is_logged(client, caplog):
         set_gpu(client.address, lease.gpus[0].index, fault="Xid 79")
         wait_until(lambda: "ZeroDivisionError" in caplog.text)
         lease.check()
+
+
+def test_sys_exit_in_a_callback_ends_no_other_thread(client, caplog):
+    lost = []
+
+    def on_notice(notice):
+        sys.exit(3)
+
+    with pytest.raises(LeaseLost), acquire(on_notice=on_notice, on_lost=lost.append) as lease:
+        set_gpu(client.address, lease.gpus[0].index, fault="Xid 79")
+        wait_until(lambda: "called sys.exit()" in caplog.text)
+        os.kill(lease._session.helper_pid, 9)
+        assert lease.wait_lost(5)
+        wait_until(lambda: lost)
+
+
+@pytest.mark.parametrize("end", [lambda lease: lease.release(), lambda lease: lease._ticket.close()])
+def test_a_callback_may_end_the_lease(client, end):
+    ended = threading.Event()
+
+    def on_notice(notice):
+        end(lease)
+        ended.set()
+
+    with acquire(on_notice=on_notice) as lease:
+        set_gpu(client.address, lease.gpus[0].index, fault="Xid 79")
+        assert ended.wait(FINISH_SECONDS / 2)
+        assert client.job(lease.job_id).state is JobState.COMPLETED
+
+
+def test_callbacks_come_in_order_in_a_thread_of_their_own(client):
+    seen = []
+
+    def on_notice(notice):
+        seen.append((notice, threading.current_thread()))
+
+    def callers():
+        return [thread for thread in threading.enumerate() if thread.name == "gpusched-callbacks"]
+
+    with acquire(on_notice=on_notice) as lease:
+        assert not callers()  # none before it is wanted
+        for fault in ("Xid 79", "", "Xid 48"):
+            set_gpu(client.address, lease.gpus[0].index, fault=fault)
+        wait_until(lambda: len(seen) >= 2)
+    assert tuple(notice for notice, _ in seen) == lease.notices
+    assert {thread.name for _, thread in seen} == {"gpusched-callbacks"}
+    wait_until(lambda: not callers())
 
 
 # -- this process and its neighbours -----------------------------------------------------------------------

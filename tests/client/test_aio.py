@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -18,6 +19,7 @@ from gpusched.client import (
     WaitTimeout,
     aio,
     api,
+    notebook,
     sync,
 )
 from gpusched.client.aio import acquire
@@ -67,6 +69,40 @@ async def test_grant_and_release(aclient):
         lease.check()
     assert dict(os.environ) == before
     assert (await aclient.job(lease.job_id)).state is JobState.COMPLETED
+
+
+async def test_a_line_that_fails_at_the_grant_leaves_no_lease(aclient, monkeypatch):
+    class Line(notebook.StatusLine):
+        def close(self):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(aio, "default_status_line", Line)
+    ticket = acquire()
+    with pytest.raises(ZeroDivisionError):
+        await ticket
+    assert ticket.lease.released
+    await asyncio.to_thread(wait_until, lambda: "GPUSCHED_JOB_ID" not in os.environ)
+
+    async def ended():
+        return (await aclient.job(ticket.job_id)).state.ended
+
+    await until(ended)
+
+
+async def test_an_answer_at_the_very_moment_of_the_timeout_counts():
+    class Late(Future):
+        """Done, while the loop is busy until the time is up."""
+
+        def add_done_callback(self, callback):
+            pass  # the loop does not hear of it
+
+        def cancel(self):
+            self.set_result({"kind": "released"})
+            return False
+
+    assert await aio._result(Late(), None, 0.01) == {"kind": "released"}
+    with pytest.raises(TimeoutError):
+        await aio._result(Future(), None, 0.01)
 
 
 async def test_awaiting_and_closing(aclient):
@@ -225,6 +261,40 @@ async def test_callbacks_are_called_in_the_loop(one_gpu):
             with pytest.raises(LeaseLost):
                 lease.check()
     assert threads == [threading.main_thread()] * 2
+
+
+async def test_callbacks_may_be_coroutine_functions(aclient, caplog):
+    noticed, lost = asyncio.Event(), asyncio.Event()
+
+    async def on_notice(notice):
+        await asyncio.sleep(0)
+        noticed.set()
+
+    async def on_lost(error):
+        await asyncio.sleep(0)
+        lost.set()
+        raise ZeroDivisionError
+
+    with pytest.raises(LeaseLost):
+        async with acquire(on_notice=on_notice, on_lost=on_lost) as lease, asyncio.timeout(10):
+            await asyncio.to_thread(set_gpu, aclient.address, lease.gpus[0].index, fault="Xid 79")
+            await noticed.wait()
+            os.kill(lease._session.helper_pid, 9)
+            await lost.wait()
+            await asyncio.to_thread(wait_until, lambda: "ZeroDivisionError" in caplog.text)
+
+
+async def test_a_callback_may_await_the_end_of_the_lease(aclient):
+    ended = asyncio.Event()
+
+    async def on_notice(notice):
+        await lease.release()
+        ended.set()
+
+    async with acquire(on_notice=on_notice) as lease, asyncio.timeout(10):
+        await asyncio.to_thread(set_gpu, aclient.address, lease.gpus[0].index, fault="Xid 79")
+        await ended.wait()
+        assert (await aclient.job(lease.job_id)).state is JobState.COMPLETED
 
 
 async def test_a_gpu_that_is_not_empty_keeps_its_lease(aclient):

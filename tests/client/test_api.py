@@ -7,6 +7,7 @@ import pytest
 
 from gpusched.client import (
     Client,
+    GpuschedError,
     GpuState,
     InvalidRequest,
     JobEnded,
@@ -85,6 +86,29 @@ def test_cancel_and_priority(client, waiting):
     assert "no longer wanted" in client.job(waiting[1]).outcome.message
     with pytest.raises(JobEnded):
         client.cancel(waiting[1])
+
+
+def test_a_priority_that_is_none(client):
+    for value in ("5", 1.5, None, True, 2**40):
+        with pytest.raises(UsageError, match=r"^priority: .*whole number"):
+            client.set_priority("1", value)
+
+
+def test_a_timeout_that_is_none():
+    for value in ("x", True, []):
+        with pytest.raises(UsageError, match=r"^timeout: .*seconds"), Client("127.0.0.1:1", timeout=value) as client:
+            client.status()
+
+
+def test_a_client_that_was_closed_says_so(server):
+    client = Client(server.address)
+    client.status()
+    client.close()
+    client.close()
+    for use in (client.status, client.jobs, lambda: next(client.watch_gpus()), lambda: client.cancel("1")):
+        with pytest.raises(GpuschedError, match="this client was closed") as caught:
+            use()
+        assert caught.value.reason == "CLOSED"
 
 
 @pytest.mark.parametrize("job_id", ["999999", "-1", "", "x" * 1000])
@@ -212,6 +236,20 @@ async def test_the_async_client(here, tmp_path):
         async for gpus in client.watch_gpus():
             assert len(gpus) == 8
             break
+
+
+async def test_what_is_no_use_of_the_async_client(here):
+    for value in ("x", None, 0, float("inf")):
+        with pytest.raises(UsageError, match=r"^timeout: "):
+            aio.Client(here.address, timeout=value)
+    async with aio.Client(here.address) as client:
+        with pytest.raises(UsageError, match=r"^priority: "):
+            await client.set_priority("1", "high")
+    with pytest.raises(GpuschedError, match="this client was closed"):
+        await client.status()
+    with pytest.raises(GpuschedError, match="this client was closed"):
+        async for _ in client.watch_gpus():
+            pass
 
 
 def test_one_client_from_several_threads(client):

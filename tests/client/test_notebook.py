@@ -3,7 +3,9 @@ import sys
 import types
 from datetime import UTC, datetime, timedelta
 
-from gpusched.client import notebook
+import pytest
+
+from gpusched.client import notebook, ticket
 from gpusched.client.lease import BaseLease
 from gpusched.client.views import AllocatedGpu, QueueUpdate, Reason
 
@@ -74,6 +76,38 @@ def test_a_notebook_gets_a_display(monkeypatch):
     assert "&lt;script&gt;" in shown[0]
     assert "<script>" not in shown[0]
     assert "the wait is over" in shown[2]
+
+
+def test_a_display_that_fails_is_no_matter(monkeypatch):
+    def display(value, display_id):
+        raise RuntimeError("the browser is gone")
+
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(HTML=str, display=display))
+    line = notebook.NotebookLine()
+    line.update(place(2))
+    line.close()
+
+
+@pytest.mark.parametrize("line", [notebook.StatusLine, notebook.TerminalLine])
+@pytest.mark.parametrize("error", [OSError(28, "full"), ValueError("I/O operation on closed file")])
+def test_a_line_that_cannot_be_written_is_no_matter(monkeypatch, line, error):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    for stream in (Broken(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        shown = line()
+        shown.update(place(2))
+        shown.close()
+        ticket.say("a word")
+
+
+def test_without_stderr_nothing_is_printed_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    ticket.say("a word")
+    notebook.StatusLine().update(place(2))
+    assert capsys.readouterr().out == ""
 
 
 def test_terminal_ipython_is_no_notebook(monkeypatch):

@@ -3,7 +3,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpusched.client import UsageError
+from gpusched.client import UsageError, aio
 from gpusched.client.options import default_name, own_command
 from gpusched.client.sync import acquire
 
@@ -47,6 +47,8 @@ def test_numbers_that_are_whole_will_do():
         ("estimate", "soon"), ("estimate", 0), ("estimate", -5), ("signal", "@60"), ("signal", "USR1@"), ("signal", 10),
         ("signal", "USR1@0"),
         ("max_wait", "-1m"), ("name", "a\nb"), ("name", "\x1b[31mred"), ("name", "x" * 2**20), ("name", 7),
+        ("shared", 1), ("shared", "no"), ("immediate", "False"), ("immediate", None), ("preemptible", 0),
+        ("on_update", 3), ("on_notice", "print"), ("on_lost", []),
         ("gpu_model", "H\0"), ("url", "nowhere"), ("nested", "maybe"),
     ],
 )  # fmt: skip
@@ -57,6 +59,18 @@ def test_nonsense_is_refused_at_once_and_named(field, value):
     assert str(caught.value).startswith(f"{field}: ")
     assert len(str(caught.value)) < 400
     assert str(caught.value).isprintable()
+
+
+def test_who_awaits_nothing_takes_no_coroutine_function():
+    async def callback(value):
+        raise AssertionError
+
+    for field in ("on_update", "on_notice", "on_lost"):
+        with pytest.raises(UsageError, match=rf"^{field}: .*aio"):
+            acquire(**{field: callback})
+        aio.acquire(**{field: callback})
+        with pytest.raises(UsageError, match=rf"^{field}: "):
+            aio.acquire(**{field: 3})
 
 
 def test_nested_from_the_environment(monkeypatch):

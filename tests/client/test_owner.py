@@ -162,6 +162,81 @@ def test_a_forked_child_has_no_part_in_the_lease(one_gpu, client):
         assert client.job(job_id).state is JobState.COMPLETED
 
 
+def test_a_release_in_a_forked_child_is_nothing_at_all(one_gpu):
+    code = """
+        import os
+        from gpusched.client import acquire
+        with acquire() as lease:
+            if os.fork() == 0:
+                lease.release()
+                lease._ticket.close()
+                print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("GPUSCHED_JOB_ID") == lease.job_id)
+                lease._ticket.__exit__(None, None, None)
+                print(os.environ.get("CUDA_VISIBLE_DEVICES"))
+                os._exit(0)
+            os.wait()
+            lease.check()
+        print("done")
+    """
+    with Script(code, one_gpu.env) as script:
+        assert script.line() == "0 True"
+        assert script.line() == "None"
+        assert script.line() == "done"
+
+
+@pytest.mark.parametrize("closed", ["(0, 1, 2)", "(0,)", "(1, 2)"])
+def test_a_program_whose_streams_are_closed(one_gpu, closed, tmp_path):
+    # As a daemon may run; then what is opened next gets these numbers.
+    said = tmp_path / "said"
+    code = f"""
+        import os, sys
+        sys.stdin = sys.stdout = sys.stderr = None
+        for number in {closed}:
+            os.close(number)
+        from gpusched.client import acquire
+        try:
+            with acquire(environ=False) as lease:
+                lease.check()
+                numbers = [lease._session._socket.fileno(), lease._session._errors.fileno()]
+                text = "held" if min(numbers) > 2 else str(numbers)
+        except BaseException as error:
+            text = repr(error)
+        with open({str(said)!r}, "w") as file:
+            file.write(text)
+    """
+    with Script(code, one_gpu.env) as script:
+        script.wait()
+        assert said.read_text() == "held"
+
+
+NOWHERE = {
+    "full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+    "closed": "sys.stderr.close()",
+    "pipe": "read, write = os.pipe(); os.dup2(write, 2); os.close(read)",
+    "terminal": "end, tty = os.openpty(); os.dup2(tty, 2); os.close(end)",
+    "none": "sys.stderr = None",
+}
+
+
+@pytest.mark.parametrize("kind", NOWHERE)
+def test_a_wait_that_cannot_be_shown_keeps_its_place(one_gpu, client, kind):
+    code = f"""
+        import os, sys
+        {NOWHERE[kind]}
+        from gpusched.client import acquire
+        with acquire() as lease, acquire(priority=-1):
+            print("held", lease.job_id)
+    """
+    env = one_gpu.env | {"TERM": "xterm"}
+    first = acquire(name="first")
+    first.start()
+    with Script(code, env) as script:
+        wait_until(lambda: client.status().jobs_queued)
+        first.close()
+        assert script.line().startswith("held ")
+        assert script.wait() == 0
+
+
 def test_forked_workers_of_multiprocessing(one_gpu):
     code = """
         import multiprocessing, os

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
 
-from gpusched.client import Client, GpuschedWarning, JobState, NotSatisfiable, acquire, ticket
+from gpusched.client import Client, GpuschedWarning, JobState, LeaseLost, NotSatisfiable, acquire, ticket
 from support.scripts import Script
 from support.simulation import set_gpu
 from support.waiting import wait_until
@@ -74,6 +75,108 @@ def test_others_on_request(client, monkeypatch):
         with acquire() as inner:
             assert inner.gpus != outer.gpus
     assert client.status().gpus_allocated == 0
+
+
+# A nested lease has what it asks for, or says what it has not.
+
+
+def test_a_share_of_a_gpu_has_only_its_part(client):
+    with acquire(shared=True, gpu_memory="10G"):
+        with acquire(gpu_memory="10G") as inner:
+            assert inner.gpus[0].share_bytes == 10 * 2**30
+        with pytest.raises(NotSatisfiable, match="at most 10 GiB of each"):
+            acquire(gpu_memory="20G").start()
+
+
+def test_a_node_that_is_another_will_not_do(client):
+    with acquire() as outer:
+        with acquire(nodes=["elsewhere", outer.gpus[0].node]) as inner:
+            assert inner.gpus == outer.gpus
+        with pytest.raises(NotSatisfiable, match="1 GPU on elsewhere"):
+            acquire(nodes="elsewhere").start()
+
+
+def test_what_means_nothing_inside_a_lease_is_named(client, capfd):
+    with acquire(2) as outer:
+        with acquire(
+            labels={"a": "b"}, shared=True, gpu_memory="1G", cpus=1, mem="1G", gpus_per_node=1, placement="spread",
+            priority=-1, max_wait=5, estimate=7, preemptible=True, signal="USR1", name="inner",
+        ):  # fmt: skip
+            pass
+        with acquire(immediate=True):
+            pass
+        with acquire():
+            pass
+    said = capfd.readouterr().err.splitlines()
+    line = f"gpusched: inside job {outer.job_id}: using its GPU 0 (nested='new' asks for others)"
+    idle = "labels, shared, cpus, mem, gpus_per_node, placement, priority, max_wait, estimate, preemptible, signal"
+    assert said == [f"{line}; this has no effect here: {idle}", f"{line}; this has no effect here: immediate", line]
+
+
+def test_no_gpus_of_an_outer_lease(client, capfd):
+    with acquire() as outer:
+        with acquire(0, cpus=1) as inner:
+            assert inner.gpus == ()
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+            assert repr(inner) == f"<Lease of job {outer.job_id}: no GPU (held)>"
+        with acquire(0, cpus=1, nested="new") as none, pytest.raises(NotSatisfiable, match="which holds no GPU, and"):
+            acquire(1).start()
+        assert none.gpus == ()
+    assert f"inside job {outer.job_id}: using none of its GPUs (" in capfd.readouterr().err
+
+
+def over(lease):
+    try:
+        lease.check()
+    except LeaseLost as error:
+        assert error.reason == "TIME_LIMIT"
+        return str(error)
+    return ""
+
+
+def test_a_nested_time_limit_ends_what_is_nested(client):
+    with acquire(time_limit="1h") as outer:
+        with acquire(time_limit=0.2) as inner, acquire() as innermost, acquire(time_limit="2h") as longer:
+            assert inner.expires_at < outer.expires_at
+            assert longer.expires_at == innermost.expires_at == inner.expires_at
+            assert "the job itself goes on" in wait_until(lambda: over(inner))
+            assert over(innermost)
+            assert over(longer)
+            outer.check()
+        with acquire(time_limit="2h") as inner:
+            assert inner.expires_at == outer.expires_at
+            inner.check()
+    assert client.job(outer.job_id).state is JobState.COMPLETED
+
+
+def test_a_nested_time_limit_is_not_the_jobs(client):
+    with pytest.raises(LeaseLost), acquire() as outer, acquire(time_limit=0.05) as inner:
+        assert inner.expires_at is not None
+        assert outer.expires_at is None
+        while True:
+            inner.check()
+    assert client.job(outer.job_id).state is JobState.FAILED
+
+
+def test_a_lease_of_another_process_is_waited_for(client):
+    code = """
+        import threading, time
+        from gpusched.client import acquire
+        with acquire() as lease:
+            assert lease.nested
+            began = time.monotonic()
+            assert not lease.wait_lost(0.3)
+            print(time.monotonic() - began >= 0.3)
+            waiting = threading.Thread(target=lambda: print(lease.wait_lost()), daemon=True)
+            waiting.start()
+            waiting.join(0.3)
+            print(waiting.is_alive())
+            lease.release()
+            waiting.join(10)
+            print(waiting.is_alive())
+    """
+    with acquire(), Script(code, dict(os.environ)) as script:
+        assert [script.line() for _ in range(4)] == ["True", "True", "False", "False"]
 
 
 NESTED = """
@@ -192,6 +295,35 @@ def test_a_gpu_that_is_not_empty_keeps_its_lease(client, capfd):
     assert client.job(first.job_id).state is JobState.COMPLETED
     with acquire() as fresh:
         assert fresh.job_id != first.job_id
+
+
+def test_a_kept_lease_says_when_its_limit_ends(client, capfd):
+    with pytest.warns(GpuschedWarning), acquire(time_limit="10m") as first:
+        sit_on(client, first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GpuschedWarning)
+        with acquire(time_limit="5h") as second:
+            assert (second.job_id, second.expires_at) == (first.job_id, first.expires_at)
+        with acquire(time_limit=0.05) as third:
+            assert third.expires_at < first.expires_at
+            wait_until(lambda: over(third))
+            sit_on(client, first, processes=[])
+    said = capfd.readouterr().err
+    ends = f"; its time limit ends at {first.expires_at.astimezone():%H:%M:%S}"
+    assert f"job {first.job_id} goes on: its GPU 0 still holds this process's data{ends}\n" in said
+
+
+def test_a_kept_lease_whose_time_is_over_is_not_used_again(client):
+    with pytest.warns(GpuschedWarning), acquire(time_limit=0.3) as first:
+        sit_on(client, first)
+    wait_until(lambda: time.monotonic() > first._session.deadline)
+    with acquire() as second:
+        assert second.job_id != first.job_id
+        assert second.gpus != first.gpus
+        second.check()
+    sit_on(client, first, processes=[])
+    with acquire():
+        assert client.job(first.job_id).state.ended
 
 
 def test_a_kept_lease_is_given_back_at_the_next_chance(client):

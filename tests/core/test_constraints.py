@@ -42,8 +42,8 @@ def refusal(gpus: int = 1, **asked: Any) -> DomainError:
         ({"labels": (("", "v"),)}, "resources.labels", "give KEY=VALUE"),
         ({"exclude": tuple(map(str, range(257)))}, "resources.exclude", "at most 256 are allowed, not 257"),
         ({"per_node": -1}, "resources.gpus_per_node", "must not be negative"),
-        ({"gpus": 5, "per_node": 2}, "resources.gpus_per_node", "5 GPUs do not come to 2 on each node"),
-        ({"gpus": 1, "per_node": 2}, "resources.gpus_per_node", "ask for a multiple of 2"),
+        ({"gpus": 5, "per_node": 2}, "resources.gpus_per_node", "5 GPUs in all cannot be 2 on each node"),
+        ({"gpus": 1, "per_node": 2}, "resources.gpus_per_node", "ask for 2 GPUs, or a multiple of that"),
     ],
 )
 def test_malformed(asked: dict[str, Any], field: str, said: str) -> None:

@@ -115,7 +115,7 @@ def test_confirming_what_one_does_not_hold(box: NewBox) -> None:
     b = box("1")
     holder, waiter = b.submit(1, auto_confirm=False), b.submit(1)
     epoch = b.epoch(holder)
-    assert "superseded" in refused(b, ev.Confirm(holder, epoch - 1), Aborted, "GRANT_EXPIRED")
+    assert "not the one that the job has" in refused(b, ev.Confirm(holder, epoch - 1), Aborted, "GRANT_EXPIRED")
     assert "it waits" in refused(b, ev.Confirm(waiter, epoch), Aborted, "GRANT_EXPIRED")
     b.release(holder)
     assert "has ended: exit 0" in refused(b, ev.Confirm(holder, epoch), Aborted, "JOB_ENDED")
@@ -151,7 +151,7 @@ def test_a_grant_withdrawn_before_the_longest_wait_lets_the_job_wait_on(box: New
     b.wait(14.9)
     assert b.waiting == [job]
     b.wait(0.1)
-    assert b.claim(do.Ended)[0].message == "waited 20 s, the most it was to wait"
+    assert b.claim(do.Ended)[0].message.startswith("waited 20 s, the most it was to wait: it was offered GPUs and did")
 
 
 def test_an_immediate_job_whose_grant_is_withdrawn_does_not_wait(box: NewBox) -> None:
@@ -336,7 +336,12 @@ def test_the_longest_wait(box: NewBox) -> None:
     assert b.waiting == [job]
     b.wait(1)
     assert b.claim(do.Ended) == [
-        do.Ended(job, State.CANCELLED, "waited 1209600 s, the most it was to wait", "MAX_WAIT")
+        do.Ended(
+            job,
+            State.CANCELLED,
+            "waited 1209600 s, the most it was to wait: needs 1 GPU, 0 free; GPU 0 held by alice",
+            "MAX_WAIT",
+        )
     ]
 
 
@@ -361,6 +366,7 @@ def test_a_job_that_is_not_to_wait_starts_or_ends(
     lucky = b.submit(1, **options)
     assert b.running == [lucky]
     unlucky = b.submit(2, **options)
+    message += ": needs 2 GPUs, 1 free; GPU 0 held by alice"
     assert b.claim(do.Ended) == [do.Ended(unlucky, State.CANCELLED, message, reason)]
     assert b.waiting == [] and b.running == [lucky] and b.engine._impatient == []
 

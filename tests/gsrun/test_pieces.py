@@ -275,10 +275,12 @@ def test_kill_all_catches_what_forks_all_the_time() -> None:
 
 
 def test_a_waiter_reads_when_it_starts() -> None:
-    """The forecast, and the promise where it is another minute."""
-    noon = Timestamp(seconds=1_700_000_000)
-    later = Timestamp(seconds=1_700_003_600)
+    """The forecast, but of this very minute, and the promise where it is another minute."""
+    noon = Timestamp(seconds=int(time.time()) + 600)
+    later = Timestamp(seconds=noon.seconds + 3600)
     queued = scheduler_pb2.Queued(position=1, total=2)
+    assert place(queued, 1) == "gsrun: 1st of 2 in the queue · 1 GPU"
+    queued.forecast.FromSeconds(int(time.time()) + 30)
     assert place(queued, 1) == "gsrun: 1st of 2 in the queue · 1 GPU"
     queued.forecast.CopyFrom(noon)
     at, by = (time.strftime("%H:%M", time.localtime(moment.seconds)) for moment in (noon, later))

@@ -137,7 +137,7 @@ def test_dry_run_of_certain_gpus(gsrun: Start, busy: Gsrun) -> None:
         ("--gpu-id 9", "gsrun: --gpu-id: there is no GPU '9'"),
         ("--node mars", "gsrun: --node: there is no node 'mars'"),
         ("--constraint disk=nvme", "gsrun: --constraint: no GPU or node on node "),
-        ("-n 3 --gpus-per-node 2", "gsrun: --gpus-per-node: 3 GPUs do not come to 2 on each node"),
+        ("-n 3 --gpus-per-node 2", "gsrun: --gpus-per-node: 3 GPUs in all cannot be 2 on each node"),
     ):
         run = gsrun("--dry-run", *words.split())
         assert run.wait() == 2

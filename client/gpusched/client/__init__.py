@@ -13,8 +13,8 @@ gpusched.client` costs next to nothing, and `acquire` never loads grpc into this
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as that of `typing`, whose import takes longer than all else here
 if TYPE_CHECKING:
     from gpusched.client.api import Client, connect
     from gpusched.client.batch import JobFailed, SubmittedJob, submit

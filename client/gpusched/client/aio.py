@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import logging
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpusched.client.errors import GpuschedWarning, LeaseLost
 from gpusched.client.lease import BaseLease
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
     from gpusched.client.aio_client import Client as Client
     from gpusched.client.aio_client import connect as connect
 
+C = TypeVar("C")
 R = TypeVar("R")
+
+log = logging.getLogger("gpusched.client")
+
+_tasks: set[asyncio.Future[Any]] = set()
+"""What callbacks of leases are at."""
 
 _TICK_SECONDS = 1.0
 _FROM_CLIENT = ("Client", "connect")
@@ -38,7 +46,7 @@ class Lease(BaseLease):
     _ticket: Ticket
 
     async def release(self) -> None:
-        """Give the GPUs back before the block ends; harmless when done twice, nothing in a forked child."""
+        """Give the GPUs back before the block ends; harmless when done twice, nothing at all in a forked child."""
         await self._ticket.close()
 
 
@@ -50,6 +58,7 @@ class Ticket(BaseTicket[Lease]):
     """
 
     _lease_class = Lease
+    _takes_coroutines = True
 
     async def start(self) -> Lease:
         """Wait for the grant; afterwards `close()` is to be called. Raises GpuschedError if there is no grant."""
@@ -57,17 +66,18 @@ class Ticket(BaseTicket[Lease]):
         if self._on_update is None and not self.granted:
             line = default_status_line()
         try:
-            while (update := await self._wait(self._advance(), line.tick if line else None)) is not None:
+            try:
+                while (update := await self._wait(self._advance(), line.tick if line else None)) is not None:
+                    if line is not None:
+                        line.update(update)
+                    else:
+                        await self._updated(update)
+            finally:
                 if line is not None:
-                    line.update(update)
-                else:
-                    await self._updated(update)
+                    line.close()
         except BaseException:
-            self._give_up()
+            self._give_up()  # also after the grant: nobody will enter the block
             raise
-        finally:
-            if line is not None:
-                line.close()
         return self.lease
 
     async def close(self) -> None:
@@ -96,6 +106,9 @@ class Ticket(BaseTicket[Lease]):
                 return
             await self._updated(update)
             yield update
+
+    def _callback(self, callback: Callable[[C], object] | None) -> Callable[[C], None] | None:
+        return None if callback is None else functools.partial(_call, callback)
 
     async def _updated(self, update: QueueUpdate) -> None:
         if self._on_update is not None:
@@ -165,8 +178,9 @@ def acquire(
     """Ask for GPUs, as `gpusched.client.acquire` does, with the same arguments and errors.
 
     Leases of several tasks at once are leases of their own. As `os.environ` is one for all of them, pass
-    `environ=False` there, and `env=os.environ | lease.env` to the subprocesses. `on_update` may be a coroutine
-    function; `on_notice` and `on_lost` are called in the event loop.
+    `environ=False` there, and `env=os.environ | lease.env` to the subprocesses. `on_notice` and `on_lost` are called in
+    the event loop. All three callbacks may be coroutine functions: the wait goes on when `on_update` has ended; the
+    other two become tasks, side by side, whose exceptions are logged.
     """
     options = checked_options(
         gpus,
@@ -195,10 +209,30 @@ def acquire(
     return Ticket(options, on_update, on_notice, on_lost, environ)
 
 
+def _call(callback: Callable[[C], object], argument: C) -> None:
+    """Call it, in the event loop; what it gives to be awaited becomes a task there."""
+    result = callback(argument)
+    if inspect.isawaitable(result):
+        task = asyncio.ensure_future(result)
+        _tasks.add(task)  # the loop itself keeps no reference to it
+        task.add_done_callback(_called)
+
+
+def _called(task: asyncio.Future[Any]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a callback of a lease failed", exc_info=error)
+
+
 async def _result(future: Future[Message], tick: Callable[[], None] | None, limit: float | None) -> Message:
     waiting = asyncio.wrap_future(future)
     if tick is None:
-        return await asyncio.wait_for(waiting, limit)
+        try:
+            return await asyncio.wait_for(waiting, limit)
+        except TimeoutError:
+            if future.done() and not future.cancelled():
+                return future.result()  # it came this moment, and the loop had not heard of it
+            raise
     try:
         while not (await asyncio.wait({waiting}, timeout=_TICK_SECONDS))[0]:
             tick()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from gpusched.client.address import server_address
 from gpusched.client.admin import fetch_token
 from gpusched.client.calls import CALL_SECONDS, Call, States
 from gpusched.client.errors import PermissionDenied
+from gpusched.client.notebook import show
 from gpusched.client.serveruser import check_server_user, listener_uid
 from gpusched.client.transport import failure, open_aio_channel
 
@@ -33,19 +33,19 @@ class Client:
         timeout: seconds that an answer may take.
 
     Raises:
-        UsageError: if the address is none.
+        UsageError: if the address is none, or the timeout no number of seconds.
         ServerRefused: if `GPUSCHED_SERVER_USER` does not list the server's user.
     """
 
     def __init__(self, url: str | None = None, *, timeout: float = CALL_SECONDS) -> None:
         self.address = server_address(url)
-        self._timeout = timeout
-        check_server_user(self.address, lambda text: print(f"gpusched: note: {text}", file=sys.stderr))
+        self._timeout = calls.checked_timeout(timeout)
+        check_server_user(self.address, lambda text: show(f"gpusched: note: {text}\n"))
         self._channel = open_aio_channel(self.address)
         self._stubs = calls.Stubs(self._channel)
 
     async def close(self) -> None:
-        """Close the connection; watches end with ServerUnavailable."""
+        """Close the connection; watches end with ServerUnavailable, and later calls fail with GpuschedError."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from gpusched.client.address import server_address
 from gpusched.client.admin import fetch_token
 from gpusched.client.calls import CALL_SECONDS, Call, States
 from gpusched.client.errors import PermissionDenied
+from gpusched.client.notebook import show
 from gpusched.client.serveruser import check_server_user, listener_uid
 from gpusched.client.transport import failure, open_channel
 
@@ -38,8 +38,8 @@ class Client:
 
     def __init__(self, url: str | None = None, *, timeout: float = CALL_SECONDS) -> None:
         self.address = server_address(url)
-        self._timeout = timeout
-        check_server_user(self.address, lambda text: print(f"gpusched: note: {text}", file=sys.stderr))
+        self._timeout = calls.checked_timeout(timeout)
+        check_server_user(self.address, lambda text: show(f"gpusched: note: {text}\n"))
         self._channel = open_channel(self.address)
         self._stubs = calls.Stubs(self._channel)
 

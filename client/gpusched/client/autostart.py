@@ -15,12 +15,14 @@ from pathlib import Path
 
 from gpusched.client.address import DEFAULT_HOST, split_address
 from gpusched.client.errors import ServerUnavailable
+from gpusched.client.usage import UsageError
 
 _PROBE_SECONDS = 2.0
 _LOCK_POLL_SECONDS = 0.05
 _TAKEN = "uses the state directory"
 """What the scheduler says of one that was quicker."""
 _TAKEN_SECONDS = 5.0
+_SWITCH = dict.fromkeys(("", "1", "yes", "true", "on"), True) | dict.fromkeys(("0", "no", "false", "off"), False)
 _NOTHING_LISTENS = (errno.ECONNREFUSED,)
 
 
@@ -48,10 +50,11 @@ def ensure_server(address: str, say: Callable[[str], None], timeout: float = 20.
         timeout: seconds in all, the wait for another client's start included.
 
     Raises:
+        UsageError: if that variable cannot be meant.
         AutostartFailed: if the server could not be started; has its own words (no NVIDIA driver, say).
     """
     host, port = split_address(address)
-    if host != DEFAULT_HOST or os.environ.get("GPUSCHED_AUTOSTART") == "0" or _accepts(host, port):
+    if host != DEFAULT_HOST or not _is_wanted() or _accepts(host, port):
         return
     deadline = time.monotonic() + timeout
     with _start_lock(host, port, deadline) as locked:
@@ -63,6 +66,15 @@ def ensure_server(address: str, say: Callable[[str], None], timeout: float = 20.
             # `gpusched serve` by hand, this very moment: it has the state directory before it listens.
             if _TAKEN not in str(error) or not _begins_to_listen(host, port, deadline):
                 raise
+
+
+def _is_wanted() -> bool:
+    """What `GPUSCHED_AUTOSTART` says. Raises UsageError."""
+    said = os.environ.get("GPUSCHED_AUTOSTART", "")
+    wanted = _SWITCH.get(said.strip().lower())
+    if wanted is None:
+        raise UsageError("GPUSCHED_AUTOSTART", said, "give 0 (start no scheduler) or 1 (the default)")
+    return wanted
 
 
 def _accepts(host: str, port: int) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import grpc
+
 from gpusched.client import convert, views
 from gpusched.client.errors import GpuschedError, PermissionDenied
 from gpusched.client.usage import UsageError
@@ -36,10 +38,32 @@ class Stubs:
             "Admin": admin_pb2_grpc.AdminStub(channel),
         }
 
-    def method(self, call: Call[Any]) -> Any:
-        """The stub's method that makes the call."""
+    def method(self, call: Call[Any]) -> Callable[..., Any]:
+        """The stub's method that makes the call.
+
+        It raises UsageError for a timeout that is none, and GpuschedError (reason CLOSED) where the channel was closed.
+        """
         service, _, name = call.method.partition(".")
-        return getattr(self._services[service], name)
+        made = getattr(self._services[service], name)
+
+        def method(request: Any, *, timeout: float | None = None, **rest: Any) -> Any:
+            if isinstance(timeout, bool) or not isinstance(timeout, (int, float, type(None))):
+                checked_timeout(timeout)  # a call's own may well be nothing: what is left of a wait
+            try:
+                return made(request, timeout=timeout, **rest)
+            except (ValueError, grpc.aio.UsageError) as error:
+                if "closed" not in str(error):
+                    raise
+            raise GpuschedError("this client was closed; open another one", reason="CLOSED")
+
+        return method
+
+
+def checked_timeout(timeout: float) -> float:
+    """How long an answer may take, in seconds; raises UsageError."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise UsageError("timeout", timeout, "give a number of seconds, more than 0")
+    return timeout
 
 
 def status() -> Call[views.Status]:
@@ -84,6 +108,9 @@ def cancel(job_id: str, reason: str) -> Call[views.Job]:
 
 
 def set_priority(job_id: str, priority: int) -> Call[views.Job]:
+    """Raises UsageError for what is no number; the scheduler knows which ones there are."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
+        raise UsageError("priority", priority, "give a whole number from -100 to 100")
     request = scheduler_pb2.UpdateJobRequest(job=job_pb2.Job(id=str(job_id), priority=priority))
     request.update_mask.paths.append("priority")
     return Call("Scheduler.UpdateJob", request, lambda a: convert.job(a.job))

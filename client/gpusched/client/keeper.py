@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -70,6 +70,8 @@ class Keeper:
         self._place: QueueUpdate | None = None
         self._finishing = False
         self._told_away = False
+        #: What sends the owner the signal of its wish, and when; None before there is a reason.
+        self._signalling: tuple[threading.Timer, datetime] | None = None
         self.confirmed = False
         address = request["address"]
         say = self._say
@@ -125,7 +127,10 @@ class Keeper:
             self._grant = grant
             self._link.send(wire.GRANTED, grant=grant)
         elif kind == "notice":
-            self._link.send(wire.NOTICE, notice=lease_convert.notice(response.notice))
+            notice = lease_convert.notice(response.notice)
+            self._link.send(wire.NOTICE, notice=notice)
+            if notice.kind is NoticeKind.PREEMPTION and notice.deadline is not None:
+                self._signal_before(notice.deadline, NoticeKind.PREEMPTION, "the GPUs are taken for another job")
 
     def away(self) -> None:
         """The scheduler is away: said once, until it is back."""
@@ -161,6 +166,31 @@ class Keeper:
             self._told_away = False
             back = Notice(NoticeKind.BACK, "the scheduler is back", None, grant.job_id)
             self._link.send(wire.NOTICE, notice=back)
+
+    def _signal_before(self, deadline: datetime, kind: NoticeKind, what: str) -> None:
+        """The lease ends at the deadline: have the owner sent what it wished for, so long before as it wished."""
+        if self._request["signal"] is None:
+            return
+        name, before = self._request["signal"]
+        at = deadline - timedelta(seconds=before)
+        if self._signalling is not None:
+            timer, planned = self._signalling
+            # Once: the scheduler tells it again to who comes back to it, and the time limit may come after that.
+            if planned <= at or not timer.is_alive():
+                return
+            timer.cancel()
+        wait = max(0.0, (at - datetime.now(UTC)).total_seconds())
+        timer = threading.Timer(wait, self._send_signal, (name, deadline, kind, what))
+        timer.daemon = True
+        self._signalling = timer, at
+        timer.start()
+
+    def _send_signal(self, name: str, deadline: datetime, kind: NoticeKind, what: str) -> None:
+        if self._finishing:
+            return
+        if problem := procs.send_if_caught(*self._owner, name):
+            text = f"SIG{name} was not sent before {what}: {problem}"
+            self._link.send(wire.NOTICE, notice=Notice(kind, text, deadline, self._stream.job_id))
 
     def _lose(self, error: GpuschedError) -> NoReturn:
         self._link.send(wire.LOST, error=wire.dump_error(error))
@@ -216,6 +246,8 @@ class Keeper:
             if refusal is None:
                 self.confirmed = True
                 self._link.send(wire.CONFIRMED, epoch=epoch)
+                if self._grant is not None and self._grant.expires_at is not None:
+                    self._signal_before(self._grant.expires_at, NoticeKind.TIME_LIMIT, "the time limit")
                 return
             if not isinstance(refusal, ServerUnavailable):
                 # Too late: the job is back at its place, and the stream goes on. Other failures end it all.

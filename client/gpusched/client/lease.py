@@ -52,6 +52,7 @@ class BaseLease:
         self.expires_at = expires_at
         self.nested = nested
         self._session = session
+        self._deadline: float | None = None  # beside the session's: where the lease is part of one that goes on longer
         self._owner_pid = os.getpid()
         self._released = threading.Event()
         self._inner: list[BaseLease] = []  # nested leases of this process that use our GPUs
@@ -76,23 +77,34 @@ class BaseLease:
 
         Raises:
             LeaseLost: if the lease was taken away, or its time limit has passed (reason TIME_LIMIT).
-            GpuschedError: in a forked child, which has no part in the lease.
+            GpuschedError: if it was given back (reason RELEASED), or in a forked child, which has no part in the lease.
         """
         self._refuse_in_child()
         session = self._session
-        if session is None or self.released:
-            return
-        if session.lost is not None:
+        if session is not None and session.lost is not None:
             raise _fresh(session.lost)
-        if session.deadline is not None and time.monotonic() >= session.deadline:
+        if self.released:
+            raise GpuschedError(
+                "this lease was given back, and its GPUs may be somebody else's by now; acquire() again",
+                reason="RELEASED",
+            )
+        now = time.monotonic()
+        if session is not None and session.deadline is not None and now >= session.deadline:
             raise LeaseLost(
                 "the time limit of this lease is over; the scheduler takes its GPUs back shortly", reason="TIME_LIMIT"
             )
+        if self._deadline is not None and now >= self._deadline:
+            raise LeaseLost(
+                f"the time limit of this part of job {self.job_id} is over; the job itself goes on", reason="TIME_LIMIT"
+            )
 
     def wait_lost(self, timeout: float | None = None) -> bool:
-        """Wait in this thread until the lease is lost, at most `timeout` seconds; tells whether it is."""
+        """Wait in this thread until the lease is lost, at most `timeout` seconds; tells whether it is.
+
+        One that belongs to another process (inside `gsrun`) is never lost here: the wait ends when it is given back.
+        """
         if self._session is None:
-            time.sleep(timeout or 0.0)
+            self._released.wait(timeout)
             return False
         return self._session.lost_event.wait(timeout)
 
@@ -102,7 +114,7 @@ class BaseLease:
     def __repr__(self) -> str:
         state = "lost" if self.lost else "released" if self.released else "held"
         gpus = ", ".join(str(gpu.index) if gpu.index >= 0 else gpu.uuid for gpu in self.gpus)
-        return f"<Lease of job {self.job_id}: GPU {gpus} ({state})>"
+        return f"<Lease of job {self.job_id}: {f'GPU {gpus}' if gpus else 'no GPU'} ({state})>"
 
     def _repr_html_(self) -> str:
         """For notebooks."""

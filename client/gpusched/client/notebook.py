@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 import sys
 import time
@@ -11,6 +12,19 @@ from typing import Any
 
 from gpusched.client.lease_views import QueueUpdate
 from gpusched.client.units import format_duration
+
+log = logging.getLogger("gpusched.client")
+
+
+def show(text: str) -> None:
+    """Write to stderr as it is now, where it can be written to: nobody loses a place or a lease for a word on it."""
+    # None where the program has no stderr; the others for a full disk, a closed pipe, a terminal that is gone.
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
 
 
 def describe(update: QueueUpdate, *, with_wait: bool = True) -> str:
@@ -53,7 +67,7 @@ class StatusLine:
                 self._show(text)
 
     def _show(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        show(f"{text}\n")
 
 
 class TerminalLine(StatusLine):
@@ -68,11 +82,10 @@ class TerminalLine(StatusLine):
     def _show(self, text: str) -> None:
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):  # the last where it is None by now
             columns = 79
         cut = text if len(text) <= columns else text[: max(0, columns - 1)] + "…"
-        sys.stderr.write(f"\r{cut}\x1b[K")
-        sys.stderr.flush()
+        show(f"\r{cut}\x1b[K")
 
 
 class NotebookLine(StatusLine):
@@ -91,6 +104,12 @@ class NotebookLine(StatusLine):
             self._show(f"gpusched: job {self._update.job_id}: the wait is over after {waited}")
 
     def _show(self, text: str) -> None:
+        try:
+            self._display(text)
+        except Exception:  # IPython's own, or the connection's to the browser
+            log.debug("the line of a wait could not be shown", exc_info=True)
+
+    def _display(self, text: str) -> None:
         # IPython is there, as this class is used in a kernel only.
         from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
 
@@ -112,6 +131,13 @@ def default_status_line() -> StatusLine:
     """What shows a wait where `on_update` is not given."""
     if in_notebook():
         return NotebookLine()
-    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
+    if _on_terminal() and os.environ.get("TERM", "") not in ("", "dumb"):
         return TerminalLine()
     return StatusLine()
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (OSError, ValueError):  # it is closed
+        return False

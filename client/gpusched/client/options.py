@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import sys
@@ -114,12 +115,28 @@ def checked_options(
         name=_text("name", name) if name is not None else default_name(),
         time_limit=limit,
         max_wait=None if max_wait is None else duration_seconds(max_wait, "max_wait"),
-        immediate=bool(immediate),
+        immediate=_flag("immediate", immediate),
         estimate=expected,
-        preemptible=bool(preemptible),
+        preemptible=_flag("preemptible", preemptible),
         signal=None if signal is None else parse_signal(signal),
         nested=_nested(nested),
     )
+
+
+def check_callback(field: str, value: object, *, coroutines: bool) -> None:
+    """Refuse what cannot be called; raises UsageError, which names the parameter.
+
+    Args:
+        field: named in the error.
+        value: the callback, or None for none.
+        coroutines: somebody awaits what a coroutine function gives.
+    """
+    if value is None:
+        return
+    if not callable(value):
+        raise UsageError(field, value, "give a function, or None")
+    if not coroutines and inspect.iscoroutinefunction(value):
+        raise UsageError(field, value, "give an ordinary function; gpusched.client.aio awaits coroutine functions")
 
 
 def default_name() -> str:
@@ -152,6 +169,12 @@ def _whole(field: str, value: int, least: int, most: int) -> int:
     if not least <= number <= most:
         raise UsageError(field, value, allowed)
     return number
+
+
+def _flag(field: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(field, value, "give True or False")
+    return value
 
 
 def _text(field: str, value: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+
+_TO_MAIN_THREAD = 1  # PIDFD_SIGNAL_THREAD
 
 
 def start_ticks(pid: int) -> int | None:
@@ -58,3 +61,51 @@ def _stat(pid: int) -> list[str] | None:
         return None
     # The name is in parentheses and may itself hold spaces and parentheses.
     return text[text.rindex(")") + 2 :].split()
+
+
+def send_if_caught(pid: int, ticks: int, name: str) -> str:
+    """Send a process a signal that it has a handler for; what came in between, in words, or nothing.
+
+    Args:
+        pid, ticks: the process, and when it started: its number may be another's by now.
+        name: of the signal, without SIG.
+    """
+    number = getattr(signal, f"SIG{name}", None)
+    if not isinstance(number, signal.Signals):
+        return "this system has no such signal"
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return "the process has ended"
+    except OSError:
+        process = -1  # a kernel before 5.3
+    try:
+        if start_ticks(pid) != ticks:
+            return "the process has ended"
+        if not _catches(pid, number):
+            return f"process {pid} has no handler for it"
+        if process < 0:
+            os.kill(pid, number)
+            return ""
+        try:
+            # To the main thread alone, which is where Python runs handlers: another one that takes the signal leaves
+            # a main thread that waits in a system call asleep.
+            signal.pidfd_send_signal(process, number, None, _TO_MAIN_THREAD)
+        except OSError:
+            signal.pidfd_send_signal(process, number)  # a kernel before 6.9
+    except OSError as error:
+        return str(error.strerror)
+    finally:
+        if process >= 0:
+            os.close(process)
+    return ""
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal: what it does not catch may end it. False if that cannot be seen."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)

@@ -14,6 +14,7 @@ from gpusched.client import procs
 from gpusched.client.address import server_address
 from gpusched.client.environment import JOB_ID
 from gpusched.client.lease_views import AllocatedGpu
+from gpusched.client.units import format_size
 from gpusched.client.usage import UsageError
 
 if TYPE_CHECKING:
@@ -94,15 +95,73 @@ def runs_under(job: Job) -> bool:
 
 def fitting(gpus: Sequence[AllocatedGpu], options: AcquireOptions) -> list[int] | None:
     """Positions of the GPUs among these that do for the request; None if they are too few."""
-    # What is unknown of an inherited GPU is not held against it.
+    # What is unknown of an inherited GPU is not held against it. Of one that is shared, our part is what we have.
     suitable = [
         position
         for position, gpu in enumerate(gpus)
-        if (not gpu.memory_bytes or gpu.memory_bytes >= options.gpu_memory_bytes)
+        if (not (had := gpu.share_bytes or gpu.memory_bytes) or had >= options.gpu_memory_bytes)
         and options.where.allows(gpu.uuid, gpu.index, gpu.node)
         and (not gpu.model or options.gpu_model.strip().lower() in gpu.model.lower())
     ]
     return suitable[: options.gpus] if len(suitable) >= options.gpus else None
+
+
+def without_effect(options: AcquireOptions) -> list[str]:
+    """What was asked for and means nothing inside a lease, or cannot be known of it, by name of the parameter."""
+    where = options.where
+    asked = {
+        "labels": where.labels,
+        "shared": where.shared,
+        "cpus": where.cpus,
+        "mem": where.mem,
+        "gpus_per_node": where.gpus_per_node,
+        "placement": where.placement,
+        "priority": options.priority,
+        "max_wait": options.max_wait is not None,
+        "immediate": options.immediate,
+        "estimate": options.estimate is not None,
+        "preemptible": options.preemptible,
+        "signal": options.signal is not None,
+    }
+    return [name for name, value in asked.items() if value]
+
+
+def names(gpus: Sequence[AllocatedGpu]) -> str:
+    """Some GPUs for people: `GPU 0`, `GPUs 0, 1`, `no GPU`."""
+    if not gpus:
+        return "no GPU"
+    listed = ", ".join(str(gpu.index) if gpu.index >= 0 else gpu.uuid for gpu in gpus)
+    return f"GPU{'s' if len(gpus) > 1 else ''} {listed}"
+
+
+def inside(job_id: str, chosen: Sequence[AllocatedGpu], options: AcquireOptions) -> str:
+    """The line that says what a lease inside a job has."""
+    used = f"using its {names(chosen)}" if chosen else "using none of its GPUs"
+    text = f"gpusched: inside job {job_id}: {used} (nested='new' asks for others)"
+    idle = without_effect(options)
+    return f"{text}; this has no effect here: {', '.join(idle)}" if idle else text
+
+
+def too_few(job_id: str, gpus: Sequence[AllocatedGpu], options: AcquireOptions) -> str:
+    """Why the GPUs of the job around us will not do."""
+    where = options.where
+    wanted = f"{options.gpus} GPU{'s' if options.gpus > 1 else ''}"
+    if options.gpu_model:
+        wanted += f" of model {options.gpu_model}"
+    if where.gpu_ids:
+        wanted += f" of {', '.join(where.gpu_ids)}"
+    if where.nodes:
+        wanted += f" on {' or '.join(where.nodes)}"
+    if where.exclude:
+        wanted += f" other than {', '.join(where.exclude)}"
+    if options.gpu_memory_bytes:
+        wanted += f" with {format_size(options.gpu_memory_bytes)} each"
+    shares = {gpu.share_bytes for gpu in gpus if gpu.share_bytes}
+    have = names(gpus) + (f" (at most {format_size(max(shares))} of each)" if shares else "")
+    return (
+        f"this runs inside job {job_id}, which holds {have}, and asks for {wanted}: that would wait for "
+        "itself. Ask for enough in the outer job, or pass nested='new' (or set GPUSCHED_NESTED=new) to queue for others"
+    )
 
 
 def keep(session: Session) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -17,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import IO, Any
 
 import gpusched
 from gpusched.client import procs, wire
@@ -31,6 +34,9 @@ FINISH_SECONDS = 15.0
 
 _EXIT_SECONDS = 3.0
 
+_FIRST_FREE = 3
+"""The first descriptor that is none of stdin, stdout and stderr."""
+
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _exit_hook = threading.Lock()
 
@@ -43,7 +49,7 @@ class Session:
     Args:
         address: the scheduler's.
         first: the message to begin with, of `wire.encode`.
-        dispatch: runs a callback, in this thread's reader or in the caller's event loop.
+        dispatch: runs a callback in the caller's event loop; None for a thread of the session's own.
 
     Attributes:
         owner_pid: the process that this belongs to; a forked child has a copy that it must not use.
@@ -72,8 +78,9 @@ class Session:
         self._reader_waits: Future[Message] | None = None
         self._finishing: Future[Message] | None = None
         self._ended = False
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (kept for as long as the helper runs)
-        self._socket, theirs = socket.socketpair()
+        self._callbacks = _Callbacks()
+        self._errors = _error_file()
+        self._socket, theirs = (_above_streams(end) for end in socket.socketpair())
         with theirs:
             self._process = _spawn(theirs, self._errors)
         self._send(first)
@@ -141,13 +148,14 @@ class Session:
         self._helper_gone()
         self._socket.close()
         self._errors.close()
+        self._callbacks.end()
 
     def _take(self, message: Message) -> None:
         kind = message["kind"]
         if kind == wire.NOTICE:
             notice = wire.load(Notice, message["notice"])
             self.notices = (*self.notices, notice)
-            self._tell(self.on_notice or _log_notice, notice)
+            self._tell(self.on_notice, _log_notice, notice)
         elif kind == wire.LOST:
             self._lose(wire.load_error(message["error"]))
         elif kind in (wire.RELEASED, wire.KEPT):
@@ -187,7 +195,7 @@ class Session:
             self.lost = lost
         self.lost_event.set()
         self._answer({"kind": wire.LOST})
-        self._tell(self.on_lost or _log_lost, lost)
+        self._tell(self.on_lost, _log_lost, lost)
 
     def _answer(self, message: Message) -> None:
         with self._lock:
@@ -200,7 +208,14 @@ class Session:
             if future is None or not _resolve(future, message):
                 self._inbox.append(message)
 
-    def _tell(self, callback: Callable[[Any], object], argument: object) -> None:
+    def _tell(
+        self, callback: Callable[[Any], object] | None, default: Callable[[Any], object], argument: object
+    ) -> None:
+        if callback is None:
+            with contextlib.suppress(Exception):  # a handler of the program's own logging
+                default(argument)
+            return
+
         def call() -> None:
             try:
                 callback(argument)
@@ -208,9 +223,9 @@ class Session:
                 log.exception("a callback of a lease failed")
 
         try:
-            (self.dispatch or _at_once)(call)
+            (self.dispatch or self._callbacks.run)(call)
         except RuntimeError:
-            log.debug("the event loop of a lease is closed; its callback was not called")
+            log.debug("the event loop of a lease is closed, or the program ends; its callback was not called")
 
     def _send(self, line: bytes) -> None:
         try:
@@ -219,12 +234,65 @@ class Session:
             pass  # the helper is gone, which the reader tells
 
 
+class _Callbacks:
+    """Runs the user's callbacks one after another, in a thread of its own that begins with the first.
+
+    Not in the reader's: a callback may wait for what only the reader delivers (`lease.release()`), or never return.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Have it called. For the reader's thread alone, as is `end`."""
+        if self._thread is None:
+            thread = threading.Thread(target=_run_in_turn, args=(self._calls,), name="gpusched-callbacks", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._calls.put(call)
+
+    def end(self) -> None:
+        """No more will come; the thread ends after those that are left."""
+        self._calls.put(None)
+
+
+def _run_in_turn(calls: queue.SimpleQueue[Callable[[], object] | None]) -> None:
+    while (call := calls.get()) is not None:
+        try:
+            call()
+        except SystemExit:
+            log.error("a callback of a lease called sys.exit(), which ends no other thread and not the program")
+        except BaseException:
+            log.exception("a callback of a lease failed")
+
+
 def live_sessions() -> list[Session]:
     """Sessions of this process whose lease is still held or waited for."""
     return [session for session in _sessions if not session.foreign and not session.over]
 
 
-def _spawn(theirs: socket.socket, errors: Any) -> subprocess.Popen[bytes]:
+def _above_streams(end: socket.socket) -> socket.socket:
+    """The socket, moved where it has a number of stdin, stdout or stderr, which a child's streams would overwrite.
+
+    A program whose streams are closed gets these numbers for whatever it opens next.
+    """
+    if end.fileno() >= _FIRST_FREE:
+        return end
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE))
+
+
+def _error_file() -> IO[bytes]:
+    """What the helper writes to stderr goes here; it is kept for as long as the helper runs."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    if file.fileno() >= _FIRST_FREE:
+        return file
+    with file:
+        return os.fdopen(fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE), "w+b")
+
+
+def _spawn(theirs: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise GpuschedError("this Python does not know its own executable (sys.executable), which a lease needs")
     pid = os.getpid()
@@ -264,10 +332,6 @@ def _resolve(future: Future[Message] | None, message: Message) -> bool:
     except InvalidStateError:
         return False  # the waiting task was cancelled
     return True
-
-
-def _at_once(call: Callable[[], object]) -> None:
-    call()
 
 
 def _log_notice(notice: Notice) -> None:

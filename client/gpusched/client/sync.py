@@ -27,7 +27,7 @@ class Lease(BaseLease):
     _ticket: Ticket
 
     def release(self) -> None:
-        """Give the GPUs back before the block ends; harmless when done twice, nothing in a forked child."""
+        """Give the GPUs back before the block ends; harmless when done twice, nothing at all in a forked child."""
         self._ticket.close()
 
 
@@ -52,15 +52,16 @@ class Ticket(BaseTicket[Lease]):
             line = default_status_line()
             on_update = line.update
         try:
-            while (update := self._wait(self._advance(), line.tick if line else None)) is not None:
-                assert on_update is not None
-                on_update(update)
+            try:
+                while (update := self._wait(self._advance(), line.tick if line else None)) is not None:
+                    assert on_update is not None
+                    on_update(update)
+            finally:
+                if line is not None:
+                    line.close()
         except BaseException:
-            self._give_up()
+            self._give_up()  # also after the grant: nobody will enter the block
             raise
-        finally:
-            if line is not None:
-                line.close()
         return self.lease
 
     def close(self) -> None:
@@ -170,12 +171,15 @@ def acquire(
         immediate: rather than wait at all, fail with LimitReached.
         estimate: how long the work is expected to take, as `time_limit`; some policies order by it, nothing ends at it.
         preemptible: it may be ended for a job of a higher tier, where the policy has preemption.
-        signal: such as "USR1@60s": what the work is sent, and how long before it is ended for another job.
+        signal: such as "USR1@60s": what this process is sent, and how long before its time limit, or before the lease
+            is taken for another job (at once if there is less time than that). Only if it has a handler for it by then
+            (`signal.signal`): one that would end the process is not sent, and a notice says so.
         url: the scheduler's address; default `GPUSCHED_URL`, `GPUSCHED_PORT`, or 127.0.0.1:9123, where one is started
             if none runs.
         on_update: called at each change of place; by default a line shows it, live in a notebook or terminal.
-        on_notice: called in another thread for each notice to the holder; by default it is logged.
-        on_lost: called in another thread if the lease is taken away; by default it is logged.
+        on_notice: called for each notice to the holder; by default it is logged.
+        on_lost: called if the lease is taken away; by default it is logged. Both are called in a thread of the lease's
+            own, one after another; they may `release()` it, but `sys.exit()` there ends nothing.
         environ: set CUDA_VISIBLE_DEVICES and the like in `os.environ`, and put them back at the end. Without it, for
             several leases at once, give `env=os.environ | lease.env` to subprocesses.
         nested: "auto" uses the GPUs of a lease that we run in already; "new" asks for others (`GPUSCHED_NESTED`).
@@ -221,6 +225,8 @@ def _result(future: Future[Message], tick: Callable[[], None] | None, limit: flo
         try:
             return future.result(_TICK_SECONDS if tick else limit)
         except TimeoutError:
-            if tick is None or future.done():
+            if future.done():
+                continue  # it came this moment
+            if tick is None:
                 raise
             tick()

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
 from gpusched.client import environment, scope, wire
@@ -18,11 +19,13 @@ from gpusched.client.environment import process_environment
 from gpusched.client.errors import GpuschedError, GpuschedWarning, LeaseLost, NotSatisfiable
 from gpusched.client.lease import BaseLease
 from gpusched.client.lease_views import AllocatedGpu, Notice, QueueUpdate
-from gpusched.client.options import AcquireOptions
+from gpusched.client.notebook import show
+from gpusched.client.options import AcquireOptions, check_callback
 from gpusched.client.session import Message, Session, live_sessions
 from gpusched.client.units import format_size
 from gpusched.client.variables import lease_variables
 
+C = TypeVar("C")
 L = TypeVar("L", bound=BaseLease)
 R = TypeVar("R")
 Steps = Generator["Future[Message]", Message, R]
@@ -34,6 +37,7 @@ class BaseTicket(Generic[L]):
     """One request for GPUs, from before it is made until its lease has ended."""
 
     _lease_class: ClassVar[type[BaseLease]]
+    _takes_coroutines: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -43,6 +47,8 @@ class BaseTicket(Generic[L]):
         on_lost: Callable[[LeaseLost], object] | None,
         environ: bool,
     ) -> None:
+        for field, callback in (("on_update", on_update), ("on_notice", on_notice), ("on_lost", on_lost)):
+            check_callback(field, callback, coroutines=self._takes_coroutines)
         self._options = options
         self._on_update = on_update
         self._on_notice = on_notice
@@ -106,7 +112,7 @@ class BaseTicket(Generic[L]):
         if options.nested == "auto":
             outer = scope.enclosing()
             if outer is not None and outer.address == options.address:
-                self._borrow(outer.gpus, outer.env, outer.job_id, outer.id, outer._session)
+                self._borrow(outer.gpus, outer.env, outer.job_id, outer.id, outer)
                 outer._inner.append(self.lease)
                 return
             held = [session.grant.job_id for session in live_sessions() if session.grant]
@@ -156,32 +162,44 @@ class BaseTicket(Generic[L]):
         variables: Mapping[str, str],
         job_id: str,
         lease_id: str,
-        session: Session | None,
+        outer: BaseLease | None,
     ) -> None:
-        """Make a lease of GPUs that an outer one holds; raises NotSatisfiable if they will not do."""
+        """Make a lease of GPUs that an outer one holds (of this process or not); NotSatisfiable if they will not do."""
         positions = scope.fitting(gpus, self._options)
         if positions is None:
-            raise NotSatisfiable(_too_few(job_id, gpus, self._options), reason="NESTED")
+            raise NotSatisfiable(scope.too_few(job_id, gpus, self._options), reason="NESTED")
         inherited = {name: variables[name] for name in environment.OF_A_LEASE if name in variables}
         chosen = tuple(gpus[position] for position in positions)
-        _say_once(f"gpusched: inside job {job_id}: using its {_names(chosen)} (nested='new' asks for others)")
+        _say_once(scope.inside(job_id, chosen, self._options))
         self.job_id = job_id
         self._hand_over(
             lease_id=lease_id,
             job_id=job_id,
             gpus=chosen,
             env=environment.narrowed(inherited, positions),
-            session=session,
+            expires_at=outer.expires_at if outer is not None else None,
+            session=outer._session if outer is not None else None,
             nested=True,
         )
+        self._limit(self.lease, outer._deadline if outer is not None else None)
+
+    def _limit(self, lease: BaseLease, outer_deadline: float | None = None) -> None:
+        """Give a part of a lease a time limit of its own: the earlier one counts, and it ends nothing but this part."""
+        limit = self._options.time_limit
+        lease._deadline = outer_deadline
+        if limit is not None:
+            deadline, at = time.monotonic() + limit, datetime.now(UTC) + timedelta(seconds=limit)
+            lease._deadline = min(deadline, outer_deadline) if outer_deadline is not None else deadline
+            lease.expires_at = min(at, lease.expires_at) if lease.expires_at is not None else at
 
     def _reuse_kept(self) -> Steps[None]:
         """Look at what earlier blocks left behind: what is empty by now is given back, what is not is used again."""
         taken, reused = scope.take_kept(), None
         try:
             for session in taken:
-                answer = yield session.finish(_outcome(None), keep_if_busy=True)
+                answer = yield session.finish(_outcome(None, session), keep_if_busy=True)
                 ours = session.address == self._options.address and self._options.nested != "new"
+                ours = ours and (session.deadline is None or time.monotonic() < session.deadline)
                 if answer["kind"] == wire.KEPT and ours and reused is None and self._positions_in(session):
                     reused = session
         finally:
@@ -191,7 +209,8 @@ class BaseTicket(Generic[L]):
         if reused is not None:
             self._session = reused
             self._granted(reused, self._positions_in(reused))
-            say(f"gpusched: job {self.job_id} goes on: its {_names(self.lease.gpus)} still hold this process's data")
+            self._limit(self.lease)
+            say(_goes_on(self.lease, reused))
 
     def _positions_in(self, session: Session) -> list[int] | None:
         return scope.fitting(session.grant.gpus, self._options) if session.grant is not None else None
@@ -200,7 +219,8 @@ class BaseTicket(Generic[L]):
         grant = session.grant
         assert grant is not None
         whole = list(range(len(grant.gpus)))
-        session.on_notice, session.on_lost, session.dispatch = self._on_notice, self._on_lost, self._dispatch
+        session.on_notice, session.on_lost = self._callback(self._on_notice), self._callback(self._on_lost)
+        session.dispatch = self._dispatch
         if positions is None and self._options.time_limit is not None:
             session.deadline = time.monotonic() + self._options.time_limit
         self.job_id = grant.job_id
@@ -213,6 +233,10 @@ class BaseTicket(Generic[L]):
             expires_at=grant.expires_at,
             session=session,
         )
+
+    def _callback(self, callback: Callable[[C], object] | None) -> Callable[[C], object] | None:
+        """What the session is to call for it."""
+        return callback
 
     def _hand_over(self, **fields: Any) -> None:
         lease: Any = self._lease_class(address=self._options.address, **fields)
@@ -229,6 +253,8 @@ class BaseTicket(Generic[L]):
         lease, session = self._lease, self._session
         if self._closed:
             return
+        if lease is not None and os.getpid() != lease._owner_pid and not in_block:
+            return  # a forked child's release: not its lease to end, and it still works under it
         self._closed = True
         if lease is None:
             if session is not None:
@@ -236,10 +262,10 @@ class BaseTicket(Generic[L]):
             return
         _leave(lease)
         if os.getpid() != lease._owner_pid:
-            return  # a forked child leaves its parent's block: not its lease to end
+            return  # a forked child leaves its parent's block
         warning = ""
         if session is not None and not session.over:
-            answer = yield session.finish(_outcome(error), keep_if_busy=True)
+            answer = yield session.finish(_outcome(error, session), keep_if_busy=True)
             if answer["kind"] == wire.KEPT:
                 scope.keep(session)
                 warning = _still_busy(answer["processes"])
@@ -277,7 +303,7 @@ def _leave(lease: BaseLease) -> None:
 
 def say(text: str) -> None:
     """A line for the user, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    show(f"{text}\n")
 
 
 def _say_once(text: str) -> None:
@@ -294,31 +320,29 @@ def _warn(text: str) -> None:
     warnings.warn(text, GpuschedWarning, stacklevel=level)
 
 
-def _outcome(error: BaseException | None) -> Message:
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+def _outcome(error: BaseException | None, session: Session) -> Message:
+    status = 0 if error is None else 1
+    if isinstance(error, SystemExit):  # as the interpreter and the kernel make a status of it
+        code = error.code
+        status = code & 0xFF if isinstance(code, int) else 0 if code is None else 1
+    if error is None or status == 0:
         return {"exit_status": 0, "message": "", "timed_out": False}
-    timed_out = isinstance(error, LeaseLost) and error.reason == "TIME_LIMIT"
+    # A limit that was given to a part of the lease alone is no end of the job's own time.
+    over = session.deadline is not None and time.monotonic() >= session.deadline
+    timed_out = over and isinstance(error, LeaseLost) and error.reason == "TIME_LIMIT"
     # The type alone: an exception's text may hold what history is not meant to show.
-    return {"exit_status": 1, "message": f"ended by {type(error).__name__}", "timed_out": timed_out}
+    return {"exit_status": status, "message": f"ended by {type(error).__name__}", "timed_out": timed_out}
 
 
-def _names(gpus: tuple[AllocatedGpu, ...]) -> str:
-    names = ", ".join(str(gpu.index) if gpu.index >= 0 else gpu.uuid for gpu in gpus)
-    return f"GPU{'s' if len(gpus) > 1 else ''} {names}"
-
-
-def _too_few(job_id: str, gpus: tuple[AllocatedGpu, ...], options: AcquireOptions) -> str:
-    wanted = f"{options.gpus} GPU{'s' if options.gpus > 1 else ''}"
-    if options.gpu_model:
-        wanted += f" of model {options.gpu_model}"
-    if options.where.gpu_ids:
-        wanted += f" of {', '.join(options.where.gpu_ids)}"
-    if options.gpu_memory_bytes:
-        wanted += f" with {format_size(options.gpu_memory_bytes)} each"
-    return (
-        f"this runs inside job {job_id}, which holds {_names(gpus)}, and asks for {wanted}: that would wait for "
-        "itself. Ask for enough in the outer job, or pass nested='new' (or set GPUSCHED_NESTED=new) to queue for others"
-    )
+def _goes_on(lease: BaseLease, session: Session) -> str:
+    still = "hold" if len(lease.gpus) > 1 else "holds"
+    text = f"gpusched: job {lease.job_id} goes on: its {scope.names(lease.gpus)} still {still} this process's data"
+    expires_at = session.grant.expires_at if session.grant is not None else None
+    if expires_at is None:
+        return text
+    until, today = expires_at.astimezone(), datetime.now(UTC).astimezone().date()
+    shown = f"{until:%H:%M:%S}" if until.date() == today else f"{until:%Y-%m-%d %H:%M:%S}"
+    return f"{text}; its time limit ends at {shown}"
 
 
 def _still_busy(processes: list[list[int]]) -> str:

@@ -25,4 +25,5 @@ class UsageError(ValueError):
 def _shown(value: object) -> str:
     """The value as it may be shown on a terminal: escaped, and not a megabyte of it."""
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+    length = len(value) if isinstance(value, str) else len(text)
+    return text if len(text) <= 80 else f"{text[:60]}… ({length} characters)"

@@ -66,10 +66,11 @@ class Where(NamedTuple):
             message.placement = placement
 
     def allows(self, uuid: str, index: int, node: str) -> bool:
-        """Whether a GPU that one has already would do, as far as its names tell."""
+        """Whether a GPU that one has already would do, as far as its names tell; an empty node is not known."""
         names = {uuid, f"{node}:{index}", str(index)}
         wanted = not self.gpu_ids or not names.isdisjoint(self.gpu_ids)
-        return wanted and (names | {node}).isdisjoint(self.exclude)
+        near = not self.nodes or not node or node in self.nodes
+        return wanted and near and (names | {node}).isdisjoint(self.exclude)
 
 
 ANYWHERE = Where()
@@ -96,6 +97,8 @@ def checked_where(
         raise UsageError("cpus", cpus, "give a whole number, 0 or more")
     if placement is not None and placement not in PLACEMENTS:
         raise UsageError("placement", placement, f"give {' or '.join(PLACEMENTS)}")
+    if not isinstance(shared, bool):
+        raise UsageError("shared", shared, "give True or False")
     if labels is not None and not isinstance(labels, Mapping):
         raise UsageError("labels", labels, "give a mapping, such as {'disk': 'nvme'}")
     return Where(
@@ -105,7 +108,7 @@ def checked_where(
         tuple(label("labels", f"{key}={value}") for key, value in (labels or {}).items()),
         gpus_per_node or 0,
         placement or "",
-        bool(shared),
+        shared,
         cpus or 0,
         0 if mem is None else _size(mem),
     )

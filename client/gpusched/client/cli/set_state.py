@@ -9,16 +9,24 @@ from gpusched.client.cli.jobs import STATES
 from gpusched.client.cli.output import Mode, Output, document
 from gpusched.client.cli.parsing import Parser, add_json, checked, job_id, short_text
 from gpusched.client.cli.session import Session
+from gpusched.client.usage import UsageError
 
 
 def configure(parser: Parser) -> None:
     """Arguments."""
     parser.add_argument("id", metavar="ID", type=checked("ID", job_id), help="the job's id")
-    parser.add_argument("state", metavar="STATE", choices=STATES, help=", ".join(STATES))
+    parser.add_argument("state", metavar="STATE", type=checked("STATE", _state), help=", ".join(STATES))
     parser.add_argument(
         "--reason", metavar="TEXT", required=True, type=checked("--reason", short_text), help="kept in its history"
     )
     add_json(parser)
+
+
+def _state(text: str, field: str) -> str:
+    state = text.strip().lower().replace("-", "_")
+    if state not in STATES:
+        raise UsageError(field, text, f"give one of {', '.join(STATES)}")
+    return state
 
 
 def run(args: argparse.Namespace, output: Output) -> int:

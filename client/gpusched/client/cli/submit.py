@@ -63,7 +63,7 @@ def configure(parser: Parser) -> None:
     add("--time", metavar="TIME", dest="time_limit", help="the run is ended at this limit, such as 2h")
     add("--estimate", metavar="TIME", help="how long it is expected to take; nothing ends at it")
     add("--preemptible", action="store_true", help="it may be ended for a job of a higher tier")
-    add("--signal", metavar="NAME@TIME", help="what it is sent so long before that, such as USR1@60s")
+    add("--signal", metavar="NAME@TIME", help="what it is sent so long before that or the time limit, such as USR1@60s")
     add(
         "--env",
         metavar="NAME=VALUE",
@@ -153,6 +153,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     request = submission.request()
     with Session(args, output) as session:
         job = session.call(session.scheduler.Submit, request).job
+    if args.signal and not (job.HasField("time_limit") or job.preemptible or output.mode is Mode.QUIET):
+        output.note("gpusched: --signal has no effect without --time or --preemptible")
     if output.mode is Mode.JSON:
         output.json(document(job))
     else:

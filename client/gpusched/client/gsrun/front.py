@@ -14,7 +14,7 @@ import time
 from typing import NoReturn
 
 from gpusched.client.gsrun import exits, linux, tree, wire
-from gpusched.client.gsrun.line import Output, elapsed
+from gpusched.client.gsrun.line import Output, elapsed, put_out
 from gpusched.client.gsrun.options import Options
 
 _FATAL_WHILE_WAITING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
@@ -125,7 +125,8 @@ class Front:
             case wire.SAY | wire.ERROR | wire.DETAIL:
                 self._say(kind, fields[0])
             case wire.ANSWER:
-                os.write(1, f"{fields[0]}\n".encode())
+                if status := put_out(f"{fields[0]}\n"):
+                    self._finish(status, 0)
             case wire.STOPPED:
                 self._stop_with_command(int(fields[0]))
             case wire.DONE:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+from gpusched.client.gsrun import exits
 
 _TO_START_AND_CLEAR = "\r\x1b[K"
 _ELLIPSIS = "…"
 _FIRST_WIDE = 0x1100
+_NARROW = 50
+"""Columns below which every word counts."""
 
 
 def ordinal(number: int) -> str:
@@ -32,6 +37,20 @@ def elapsed(seconds: float) -> str:
     if minutes:
         return f"{minutes}m {whole % 60:02d}s"
     return f"{whole}s"
+
+
+def put_out(text: str) -> int:
+    """Write to standard output, and say if that fails. Returns the exit status."""
+    data = text.encode("utf-8", "replace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:
+        return exits.for_signal(signal.SIGPIPE)  # who reads has enough
+    except OSError as error:
+        Output().say(f"gsrun: cannot write the output: {error.strerror}")
+        return exits.OWN_FAILURE
+    return 0
 
 
 def harmless(text: str) -> str:
@@ -71,6 +90,9 @@ def width(text: str) -> int:
 def compose(text: str, waited: float, columns: int) -> str:
     """The live line: the text, cut so that the time waited is always seen."""
     tail = f" · waiting {elapsed(waited)}"
+    if columns < _NARROW:
+        # The place matters most; the whole line says where it is from.
+        text = text.removeprefix("gsrun: ")
     return cut(cut(text, columns - len(tail)) + tail, columns)
 
 
@@ -104,8 +126,8 @@ class Output:
             return
         if not self._in_foreground():
             return
-        # The last column stays free: a full line would wrap, and could not be redrawn in place.
-        line = compose(text, waited, self._columns() - 1)
+        # Room is left for the `^C` that a terminal adds: a full line would wrap, and could not be redrawn in place.
+        line = compose(text, waited, max(1, self._columns() - 3))
         if line != self._shown:
             self._shown = line
             self._write(f"\r{line}\x1b[K")

@@ -86,6 +86,7 @@ class Link:
         self._stopping = False
         self._closed = False
         self._began = time.monotonic()
+        self._told = ""  # why no job is taken now
         self._owner: int | None = None  # uid of the scheduler; None: not known (yet)
         self._may_restart = True
         self._backoff = reach.Backoff()
@@ -162,11 +163,32 @@ class Link:
             elif self._ticket.job_id:
                 self._post(self._listener.on_away)
                 self._wait_for_server()
+            elif words := self._not_now(error):
+                if self._options.immediate or self._over_patience():
+                    self._refuse(words, exits.NO_GPUS_NOW)
+                    return
+                if words != self._told:
+                    self._told = words
+                    self._say(f"{words}; trying on")
+                self._backoff.pause()
             elif words := self._hopeless(error, silent, time.monotonic() - self._began):
                 self._refuse(words, exits.NO_SERVER)
                 return
             else:
                 self._backoff.pause()
+
+    def _not_now(self, error: Exception) -> str:
+        """Why the scheduler, which has answered, cannot take the job now; empty if it is not that."""
+        from gpusched.client.errors import ServerUnavailable
+
+        if isinstance(error, ServerUnavailable) and error.reason == "STORE":
+            return f"the scheduler at {self._address} can take no job now: {error}"
+        return ""
+
+    def _over_patience(self) -> bool:
+        """Whether we have waited for as long as we were to."""
+        most = self._options.max_wait
+        return bool(most) and time.monotonic() - self._began >= most
 
     def _hopeless(self, error: Exception, silent: bool, seconds: float) -> str:
         """Why there is no use in another first call; empty if it is too early to say.
@@ -313,7 +335,7 @@ class Link:
         if self._confirmed:
             self._post(self._listener.on_ended, why, exits.LEASE_LOST)
             return None
-        if self._options.max_wait and time.monotonic() - self._began >= self._options.max_wait:
+        if self._over_patience():
             self._refuse(why, exits.NO_GPUS_NOW)
             return None
         return _PlaceLost(f"this job's place in the queue is lost ({why})")

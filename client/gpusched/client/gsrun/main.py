@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from gpusched.client.address import server_address
 from gpusched.client.gsrun import command, exits, front, linux, nested, tree, wire
+from gpusched.client.gsrun.line import harmless, put_out
 from gpusched.client.gsrun.options import HelpAsked, Misuse, Options, parse
 from gpusched.client.usage import UsageError
 
@@ -22,12 +23,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: words of the command line without the program's name; None for this process's.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C in these first milliseconds is no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `script` does, for `python -m` and for callers
     try:
         _run(sys.argv[1:] if argv is None else argv)
     except HelpAsked as asked:
-        _print(asked.text or f"gsrun {_version()}\n")
-        os._exit(0)
+        os._exit(put_out(asked.text or f"gsrun {_version()}\n"))
     except (Misuse, UsageError) as error:
         _die(str(error), exits.USAGE)
     except command.CannotRun as error:
@@ -55,8 +55,7 @@ def _run_inside(options: Options, environment: dict[str, str]) -> NoReturn:
     """Become the command, under the lease around us."""
     job_id = os.environ["GPUSCHED_JOB_ID"]
     if options.dry_run:
-        _print(f"would start now, on {options.gpus} of the GPUs of job {job_id}, inside which this runs\n")
-        os._exit(0)
+        os._exit(put_out(f"would start now, on {options.gpus} of the GPUs of job {job_id}, inside which this runs\n"))
     ignored = nested.without_effect(options)
     if ignored and not options.quiet:
         _complain(f"inside job {job_id} this has no effect: {', '.join(ignored)}")
@@ -159,16 +158,11 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _print(text: str) -> None:
-    try:
-        os.write(1, text.encode())
-    except OSError:
-        pass
-
-
 def _complain(text: str) -> None:
+    # A command's or an option's name may hold anything.
+    shown = "\n".join(map(harmless, text.split("\n")))
     try:
-        os.write(2, f"gsrun: {text}\n".encode("utf-8", "replace"))
+        os.write(2, f"gsrun: {shown}\n".encode("utf-8", "replace"))
     except OSError:
         pass
 

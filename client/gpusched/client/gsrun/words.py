@@ -34,7 +34,8 @@ def outlook(dry_run: scheduler_pb2.DryRun) -> str:
 def _times(message: scheduler_pb2.Queued | scheduler_pb2.DryRun) -> list[str]:
     """When it starts: as expected, and at the latest where that is another time."""
     found = []
-    if message.HasField("forecast"):
+    # One of this very minute is too soon gone: who reads it in a log would wonder.
+    if message.HasField("forecast") and message.forecast.ToNanoseconds() / 1e9 - time.time() >= 60:
         found.append(f"expected at {_clock_time(message.forecast.ToNanoseconds() / 1e9)}")
     if message.HasField("promise"):
         latest = _clock_time(message.promise.ToNanoseconds() / 1e9)

@@ -76,8 +76,8 @@ def _check_form(request: Request) -> None:
         raise Invalid("resources.gpus_per_node: must not be negative", field="resources.gpus_per_node")
     if request.per_node and request.gpus % request.per_node:
         raise Invalid(
-            f"resources.gpus_per_node: {request.gpus} GPUs do not come to {request.per_node} on each node; "
-            f"ask for a multiple of {request.per_node}",
+            f"resources.gpus_per_node: {request.gpus} GPU{'s' if request.gpus != 1 else ''} in all cannot be "
+            f"{request.per_node} on each node; ask for {request.per_node} GPUs, or a multiple of that",
             field="resources.gpus_per_node",
         )
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from gpusched.scheduler.core.classify import format_bytes
 from gpusched.scheduler.core.constraints import describe
-from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.lacking import lacks
 from gpusched.scheduler.core.model import Placement, Request
@@ -17,6 +16,9 @@ from gpusched.scheduler.core.pool import Device, DeviceState
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import Verdict
 from gpusched.scheduler.core.states import Gate, Queued
+
+if TYPE_CHECKING:
+    from gpusched.scheduler.core.ground import Ground
 
 #: At most so many GPUs in the way are listed.
 MAX_BLOCKERS = 16
@@ -64,7 +66,7 @@ class Reason:
     until: float | None = None  # on the engine's clock
 
 
-def explain(engine: Engine, job: Job) -> Reason | None:
+def explain(engine: Ground, job: Job) -> Reason | None:
     """Why a waiting job waits, None if it does not wait. O(number of GPUs), and no pass is made."""
     if not isinstance(job.status, Queued):
         return None
@@ -102,7 +104,7 @@ def explain(engine: Engine, job: Job) -> Reason | None:
     return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
-def foresee(engine: Engine, job: Job) -> Reason:
+def foresee(engine: Ground, job: Job) -> Reason:
     """Why a job that is not in the queue would wait if it were (a dry run's job)."""
     needed, free = job.request.gpus, engine.pool.free(job.request)
     stopped = _stopped(engine, needed)
@@ -131,7 +133,7 @@ def foresee(engine: Engine, job: Job) -> Reason:
     return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
-def lines(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
+def lines(engine: Ground, job: Job, reason: Reason, now: float) -> list[str]:
     """The whole account, a sentence a line; `now` in seconds of the engine's clock."""
     out = [f"Job {job.id} is number {engine.queue.position(job)} of {len(engine.queue)} in the queue."]
     out.append(reason.message[:1].upper() + reason.message[1:] + ".")
@@ -158,7 +160,7 @@ def lines(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
     return out + _times(engine, job, reason, now)
 
 
-def _times(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
+def _times(engine: Ground, job: Job, reason: Reason, now: float) -> list[str]:
     """When it starts, as far as anybody knows."""
     show = engine.show_time
     if show is None:
@@ -172,7 +174,7 @@ def _times(engine: Engine, job: Job, reason: Reason, now: float) -> list[str]:
     return [f"It is expected to start at {show(expected.forecast)}" + (f", {latest}." if latest else ".")]
 
 
-def device_text(engine: Engine, device: Device) -> str:
+def device_text(engine: Ground, device: Device) -> str:
     """One sentence on why a device is not free, empty if it is or is simply held."""
     drained = engine.pool.drain_reason(device)
     if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
@@ -186,7 +188,7 @@ def device_text(engine: Engine, device: Device) -> str:
     return device.message
 
 
-def _stopped(engine: Engine, needed: int) -> Reason | None:
+def _stopped(engine: Ground, needed: int) -> Reason | None:
     """What keeps everybody from starting, None if nothing does."""
     if engine.halted is not None:
         return Reason(Code.STORE, f"nothing is started while state cannot be saved: {engine.halted}", needed)
@@ -204,7 +206,7 @@ def _stopped(engine: Engine, needed: int) -> Reason | None:
     return None
 
 
-def _over_quota(engine: Engine, job: Job) -> Reason | None:
+def _over_quota(engine: Ground, job: Job) -> Reason | None:
     """What its owner's quota has to say, None if it may start as far as that goes."""
     needed = job.request.gpus
     excess = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, needed)
@@ -214,7 +216,7 @@ def _over_quota(engine: Engine, job: Job) -> Reason | None:
     return Reason(Code.LIMIT, text, needed, engine.pool.free(job.request))
 
 
-def _claimed(engine: Engine, job: Job, claim: Claim) -> Reason:
+def _claimed(engine: Ground, job: Job, claim: Claim) -> Reason:
     """Why a job still waits for whom others are made to end."""
     needed = job.request.gpus
     free = sum(map(len, engine.pool.available_to(job.id).values()))
@@ -257,7 +259,7 @@ def _paused_text(reason: str) -> str:
     return f"scheduling is paused: {reason}" if reason else "scheduling is paused"
 
 
-def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]:
+def _blockers(engine: Ground, job: Job, *, mended: bool | None) -> list[Blocker]:
     """GPUs in the way; `mended` True: only those that somebody must mend, False: only held ones, None: all."""
     out: list[Blocker] = []
     pool = engine.pool
@@ -295,7 +297,7 @@ def _blockers(engine: Engine, job: Job, *, mended: bool | None) -> list[Blocker]
 _OUT_OF_SERVICE = (DeviceState.DRAINED, DeviceState.FOREIGN, DeviceState.DIRTY, DeviceState.UNHEALTHY)
 
 
-def _resources_text(engine: Engine, request: Request, free: int, blockers: tuple[Blocker, ...]) -> str:
+def _resources_text(engine: Ground, request: Request, free: int, blockers: tuple[Blocker, ...]) -> str:
     if request.counted:
         missing = "; ".join(lacks(engine.pool, request, engine.jobs))
         if missing or not request.gpus:
@@ -327,7 +329,7 @@ def _shape(request: Request) -> str:
     return " on one node or whole ones" if request.placement is Placement.CONSOLIDATE else ""
 
 
-def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str:
+def _unavailable_text(engine: Ground, job: Job, out: tuple[Blocker, ...]) -> str:
     needed, usable = job.request.gpus, engine.pool.usable(job.request)
     text = f"needs {_gpus(needed)}, but only {engine.pool.serviceable(job.request)} of {usable} are in service"
     if usable < needed:
@@ -345,7 +347,7 @@ def _unavailable_text(engine: Engine, job: Job, out: tuple[Blocker, ...]) -> str
     return text
 
 
-def _sharers(engine: Engine, device: Device) -> Iterator[tuple[JobId, str, str, float | None]]:
+def _sharers(engine: Ground, device: Device) -> Iterator[tuple[JobId, str, str, float | None]]:
     """Who has shares of a device: job, its name, its owner's, and when its time limit ends."""
     for number in device.shares:
         job = engine.jobs[number]

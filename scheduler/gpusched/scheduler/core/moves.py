@@ -10,6 +10,7 @@ from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.batch import MAX_LOSSES, Attempt, Usage
 from gpusched.scheduler.core.deadlines import Due
+from gpusched.scheduler.core.explain import Code, explain
 from gpusched.scheduler.core.ground import Ground
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.model import Condition
@@ -238,6 +239,9 @@ class Moves(Ground):
             text = "could not start at once"
         else:
             text = f"waited {job.spec.max_wait or 0:.10g} s, the most it was to wait"
+        why = None if job.lease is not None else explain(self, job)
+        if why is not None and why.code not in (Code.STARTING, Code.READY):
+            text += f": {why.message}"
         reason = "NO_GPU_FREE" if job.spec.immediate else "MAX_WAIT"
         self._end(job, now, State.CANCELLED, Outcome(message=text), reason)
 
