@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gsrun.conftest import GPUS
-from gsrun.running import GSRUN
-from support.server import Server
+from gsrun.running import GSRUN, Gsrun
+from support.server import Server, free_port
 
 
 def refused(server: Server, *words: str, **env: str) -> tuple[int, str]:
@@ -150,3 +152,61 @@ def test_help_and_version(idle: Server) -> None:
         assert option in done.stdout
     done = subprocess.run([*GSRUN, "--version"], capture_output=True, text=True, env=idle.env)
     assert done.stdout.startswith("gsrun ")
+
+
+def test_output_that_cannot_be_written(idle: Server) -> None:
+    for words in ("--help", "--version", "--dry-run true"):
+        command = f"{' '.join(GSRUN)} {words}"
+        done = subprocess.run(
+            ["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}; {command} >/dev/full; echo $?"],
+            capture_output=True,
+            text=True,
+            env=idle.env,
+            check=False,
+        )
+        # A reader that is not quick enough to go is written to.
+        assert done.stdout in ("141\n125\n", "0\n125\n")
+        assert done.stderr == "gsrun: cannot write the output: No space left on device\n"
+
+
+def test_names_do_not_drive_the_terminal(idle: Server) -> None:
+    for words in (["\x1b[31mfoo"], ["--bo\x1b[2Jgus", "true"], ["./a\rb"]):
+        _, err = refused(idle, *words)
+        assert all(line.isprintable() for line in err.splitlines())
+
+
+def test_why_it_could_not_start_at_once(idle: Server) -> None:
+    def gpusched(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", "gpusched.client.cli", *words], env=idle.env, check=True)
+
+    gpusched("pause", "--reason", "upgrade", "-q")
+    try:
+        for words in (["--immediate"], ["--max-wait", "0.2s", "-q"]):
+            code, err = refused(idle, *words, "true")
+            assert code == 75 and "scheduling is paused: upgrade" in err
+    finally:
+        gpusched("resume", "-q")
+
+
+def test_a_switch_that_is_none(idle: Server) -> None:
+    for value, code in (("no", 69), ("off", 69), ("maybe", 2)):
+        got, err = refused(idle, "true", GPUSCHED_AUTOSTART=value, GPUSCHED_URL=f"127.0.0.1:{free_port()}")
+        assert got == code
+        assert code == 69 or "GPUSCHED_AUTOSTART: 'maybe' will not do: give 0" in err
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_cannot_save(tmp_path: Path) -> None:
+    """It is one, and says what is wrong: gsrun waits with it."""
+    with Server("1") as server:
+        path = server.state_dir / "state.db"
+        with sqlite3.connect(path) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            code, err = refused(server, "--immediate", "true")
+            assert code == 75 and "can take no job now: state file" in err
+            run = Gsrun(server, "echo", "ran")
+            run.wait_for_err("can take no job now: .*; trying on")
+            connection.rollback()
+        connection.close()
+        assert run.wait(30) == 0 and run.out == "ran\n"
+        run.close()

@@ -132,6 +132,12 @@ def _library_status(name: str, kind: type[GpuschedError], message: str) -> tuple
             "what answers does not know this call: it is another version of gpusched, or not gpusched at all "
             f"(compare `gpusched status` with `gpusched --version`; the server said: {message or 'nothing'})"
         )
+    if name == "RESOURCE_EXHAUSTED" and "larger than max" in message:
+        sizes = " bytes, at most ".join(word.strip("(.)") for word in message.split() if word.strip("(.)").isdigit())
+        return InvalidRequest, (
+            f"the command and its environment are too much for one request ({sizes}); shorter arguments or a smaller "
+            "environment (`env -i`) will do"
+        )
     if name == "CANCELLED":
         return ServerUnavailable, f"the connection to the scheduler was lost ({message or 'cancelled'})"
     if "http1" in message.lower() or "http/1" in message.lower() or "http status" in message.lower():

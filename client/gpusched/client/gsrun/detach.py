@@ -48,7 +48,7 @@ def run(options: Options, address: str) -> NoReturn:
 def _submit(options: Options, address: str) -> str:
     request = _request(options)
     from gpusched.client.autostart import AutostartFailed, ensure_server
-    from gpusched.client.errors import GpuschedError, LimitReached
+    from gpusched.client.errors import GpuschedError
     from gpusched.client.transport import addressed
 
     def say(text: str) -> None:
@@ -61,9 +61,6 @@ def _submit(options: Options, address: str) -> str:
     except AutostartFailed as error:
         raise _Failed(str(error), exits.NO_SERVER) from None
     except GpuschedError as error:
-        if isinstance(error, LimitReached) and not error.reason:  # gRPC's own word, on the size of the message
-            text = f"the command and its environment are too much for one request ({error}); `env -i` makes it smaller"
-            raise _Failed(text, exits.USAGE) from None
         raise _Failed(asking.in_our_words(addressed(error, address)), asking.exit_code(error)) from None
 
 
