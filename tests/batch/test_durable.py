@@ -236,6 +236,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, gate: Gate) -> None:
             "what is not kept is not told as done"
         )
         assert "Nothing is started while state cannot be saved" in box.good("explain", waits)
+        assert "halted, as state cannot be saved: " in box.good("status")
         doctor = box.cli("doctor")
         assert doctor.returncode == 1 and "WRONG  store" in doctor.stdout and full in doctor.stdout
         assert box.state(runs) == "RUNNING"

@@ -124,6 +124,7 @@ def status(message: scheduler_pb2.GetStatusResponse) -> views.Status:
         jobs_queued=message.jobs_queued,
         jobs_total=message.jobs_total,
         paused=message.paused,
+        trouble=message.trouble,
         pause_reason=message.pause_reason,
         inventory_mode=message.inventory_mode,
         node=message.node,

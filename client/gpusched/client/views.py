@@ -250,6 +250,7 @@ class Status:
         inventory_mode: `real` or `simulated`.
         user, uid, pid: the scheduler's process.
         caller: who you are, as the kernel told the scheduler.
+        trouble: why nothing is started although it is not paused; empty when all is well.
     """
 
     service: str
@@ -274,3 +275,4 @@ class Status:
     admin_socket: str
     policy: str
     caller: str
+    trouble: str = ""

@@ -225,7 +225,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("service", "version", "started_at", "uptime", "address", "gpus_total", "gpus_allocated", "gpus_free", "jobs_running", "jobs_queued", "jobs_total", "paused", "pause_reason", "inventory_mode", "node", "user", "uid", "pid", "state_id", "admin_socket", "policy", "caller", "policy_settings", "policy_changed")
+    __slots__ = ("service", "version", "started_at", "uptime", "address", "gpus_total", "gpus_allocated", "gpus_free", "jobs_running", "jobs_queued", "jobs_total", "paused", "pause_reason", "inventory_mode", "node", "user", "uid", "pid", "state_id", "admin_socket", "policy", "caller", "policy_settings", "policy_changed", "trouble")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +250,7 @@ class GetStatusResponse(_message.Message):
     CALLER_FIELD_NUMBER: _ClassVar[int]
     POLICY_SETTINGS_FIELD_NUMBER: _ClassVar[int]
     POLICY_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     service: str
     version: str
     started_at: _timestamp_pb2.Timestamp
@@ -274,7 +275,8 @@ class GetStatusResponse(_message.Message):
     caller: str
     policy_settings: _policy_pb2.Policy
     policy_changed: bool
-    def __init__(self, service: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., address: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., jobs_running: _Optional[int] = ..., jobs_queued: _Optional[int] = ..., jobs_total: _Optional[int] = ..., paused: bool = ..., pause_reason: _Optional[str] = ..., inventory_mode: _Optional[str] = ..., node: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state_id: _Optional[str] = ..., admin_socket: _Optional[str] = ..., policy: _Optional[str] = ..., caller: _Optional[str] = ..., policy_settings: _Optional[_Union[_policy_pb2.Policy, _Mapping]] = ..., policy_changed: bool = ...) -> None: ...
+    trouble: str
+    def __init__(self, service: _Optional[str] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., address: _Optional[str] = ..., gpus_total: _Optional[int] = ..., gpus_allocated: _Optional[int] = ..., gpus_free: _Optional[int] = ..., jobs_running: _Optional[int] = ..., jobs_queued: _Optional[int] = ..., jobs_total: _Optional[int] = ..., paused: bool = ..., pause_reason: _Optional[str] = ..., inventory_mode: _Optional[str] = ..., node: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., pid: _Optional[int] = ..., state_id: _Optional[str] = ..., admin_socket: _Optional[str] = ..., policy: _Optional[str] = ..., caller: _Optional[str] = ..., policy_settings: _Optional[_Union[_policy_pb2.Policy, _Mapping]] = ..., policy_changed: bool = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)

@@ -50,7 +50,9 @@ def block(status: Any, output: Output) -> list[str]:
     if status.inventory_mode == "simulated":
         gpus += " (simulated)"
     scheduling = Cell("on", "green")
-    if status.paused:
+    if status.trouble:
+        scheduling = Cell(f"halted, as state cannot be saved: {status.trouble}", "red")
+    elif status.paused:
         scheduling = Cell("paused" + (f": {status.pause_reason}" if status.pause_reason else ""), "yellow")
     # In an answer that is kept on the screen while the server is away, its clock must not go on: it is as told.
     uptime = format_duration(show.seconds(status.uptime))

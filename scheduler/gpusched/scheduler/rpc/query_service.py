@@ -88,6 +88,7 @@ class QueryService:
             caller=caller.owner.name,
             policy_settings=policy(engine.settings.policy),
             policy_changed=engine.settings.policy != self._services.policy,
+            trouble=engine.halted or "",
         )
 
     # -- jobs ----------------------------------------------------------------------------------------------
