@@ -109,8 +109,8 @@ def test_jobs_outlive_their_server(new_box: NewBox, tmp_path: Path, how: str) ->
     for each in (ends, goes_on):
         box.said(each, "pid")
     before = {each: wait_until(lambda each=each: box.attached(each), SOON) for each in (ends, goes_on)}
-    waiting = (waits, done, begins)
-    assert [box.job(each).position for each in waiting] == [1, 4, 5]
+    waiting = (waits, done, begins, follows, held)
+    assert [box.job(each).position for each in waiting] == [1, 2, 3, 0, 0]
     getattr(box.server, how)()
     gates[0].open()
     pids = [int(written(box, each).split()[1]) for each in (ends, goes_on)]

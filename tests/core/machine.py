@@ -184,8 +184,10 @@ class EngineMachine(RuleBasedStateMachine):
             said: of waiting jobs, what was written down with the last event.
         """
         jobs, queue = self.engine.jobs, [job.id for job in self.engine.queue]
-        places = {number: self.engine.queue.position(jobs[number]) for number in queue}
-        assert list(places.values()) == [*range(1, len(queue) + 1)], "positions run from 1 without gaps"
+        line = [number for number in queue if jobs[number].in_line]
+        positions = [self.engine.queue.position(jobs[number]) for number in line]
+        assert positions == [*range(1, len(line) + 1)], "positions run from 1 without gaps"
+        places = {number: place for place, number in enumerate(queue, 1)}
         told = {number for number, _ in said}
         moved = {number for number, line in said if line.startswith("priority ")}
         let_in = 0
@@ -493,12 +495,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_wait_has_a_reason(self) -> None:
-        for place, job in enumerate(self.engine.queue, 1):
+        for job in self.engine.queue:
             reason = explain(self.engine, job)
             assert reason is not None and reason.message and reason.message.isprintable()
             assert reason.needed == job.request.gpus
             account = lines(self.engine, job, reason, self.box.now)
-            assert account[0] == f"Job {job.id} is number {place} of {len(self.engine.queue)} in the queue."
+            number = f"is number {self.engine.queue.position(job)} of {self.engine.queue.in_line} in the queue"
+            assert account[0] == f"Job {job.id} {number if job.in_line else 'does not stand in line for GPUs yet'}."
             if reason.ahead is not None:
                 ahead = self.engine.jobs[reason.ahead]
                 assert ahead.awake and ahead.key < job.key and oracle.share(self.engine, job, ahead)

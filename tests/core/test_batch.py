@@ -372,3 +372,30 @@ def test_a_retried_submit_is_known_even_after_the_job_has_ended(box: NewBox) -> 
     run(b, job)
     b.release(job)
     assert b.engine.job_by_request(b.job(job).spec.owner.uid, "r") is b.job(job)
+
+
+def test_positions_are_of_those_in_line(box: NewBox) -> None:
+    """Who waits for his owner's word, a time or another job is not ahead of anybody, until his turn may come."""
+    b = box("1")
+    running = submit(b)
+    run(b, running)
+    held, later, after, next_one, last = (
+        submit(b, held=True),
+        submit(b, begin_at=b.now + 100),
+        submit(b, dependencies=(Dependency(running, After.ANY),)),
+        b.submit(1),
+        b.submit(1),
+    )
+
+    def positions() -> list[int]:
+        return [b.engine.queue.position(b.job(each)) for each in (held, later, after, next_one, last)]
+
+    assert positions() == [0, 0, 0, 1, 2] and b.engine.queue.in_line == 2
+    assert [job.id for job in b.engine.queue] == [held, later, after, next_one, last], (
+        "their places in the order are kept"
+    )
+    b.do(ev.Update(held, held=False))
+    assert positions() == [1, 0, 0, 2, 3]
+    b.do(ev.Update(held, held=True))
+    b.wait(100)
+    assert positions() == [0, 1, 0, 2, 3]

@@ -135,18 +135,22 @@ async def test_a_caller_that_is_gone_at_once_is_never_taken_for_root(client: Cli
     """Some kernels say uid 0 of a socket that its owner has closed. Whole requests are sent, then it is closed."""
     victim = await client.holder(1, name="root's own")
     script = Path(__file__).with_name("hostile.py")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(script), box.address, str(OTHER_UID), victim.job_id, "800"), env=clean_environment()
-    )
-    assert await asyncio.wait_for(process.wait(), 60) == 0
-    # All has been handled once a fresh call has been answered and nobody waits or holds but the victim.
-    await client.eventually(client.status, lambda status: status.jobs_running + status.jobs_queued == 1)
+    arrived: list[job_pb2.Job] = []
+    # A busy machine may come to all of them too late: then once more, as they show that calls do arrive.
+    for _ in range(10):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(script), box.address, str(OTHER_UID), victim.job_id, "800"), env=clean_environment()
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        # All has been handled once a fresh call has been answered and nobody waits or holds but the victim.
+        await client.eventually(client.status, lambda status: status.jobs_running + status.jobs_queued == 1)
+        if arrived := await named(client, "harmless"):
+            break
     assert (await client.job(victim.job_id)).state == job_pb2.JOB_STATE_RUNNING
     await victim.nothing_for(0.1)
     # A priority that is the server's user's alone: an accepted one would have been taken for root's.
     assert await named(client, "hostile") == []
     # And calls did arrive, before their callers were gone.
-    arrived = await named(client, "harmless")
     assert {job.uid for job in arrived} == {OTHER_UID}
 
 

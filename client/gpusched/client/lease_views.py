@@ -114,7 +114,7 @@ class QueueUpdate:
 
     Attributes:
         job_id: the job.
-        position: rank in the queue, 1 is next.
+        position: rank in the queue, 1 is next; 0 while it is held.
         total: how many wait.
         reason: why it waits.
         submitted_at: since when.

@@ -29,7 +29,8 @@ def show(text: str) -> None:
 
 def describe(update: QueueUpdate, *, with_wait: bool = True) -> str:
     """A place in the queue as one line for people; `with_wait` adds how long it has waited."""
-    text = f"gpusched: job {update.job_id} is number {update.position} of {update.total} in the queue"
+    where = f"is number {update.position} of {update.total} in the queue" if update.position else "is not in line"
+    text = f"gpusched: job {update.job_id} {where}"
     if update.reason.message:
         text += f": {update.reason.message}"
     if with_wait and update.submitted_at is not None:

@@ -99,7 +99,7 @@ class Job:
     Attributes:
         gpus_requested: how many it asked for; `gpu_memory_bytes` and `gpu_model` what each must have.
         command: what runs, for its owner and the scheduler's own user alone.
-        position: rank when waiting, else 0; `reason` then says why.
+        position: rank of one that stands in line, else 0; `reason` says why it waits.
         gpus: what it has or had.
         holder_pid: the process that holds its lease, 0 if unknown.
         history: what happened to it, oldest first (from `job()` only).

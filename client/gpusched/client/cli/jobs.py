@@ -231,5 +231,5 @@ def _order(job: Any) -> tuple[int, float, int]:
     if state == "RUNNING":
         return 0, show.seconds(job.started_at), number
     if state == "QUEUED":
-        return 1, job.position, number
+        return 1, job.position or float("inf"), number
     return 2, -show.seconds(job.ended_at), -number

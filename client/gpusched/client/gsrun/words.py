@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def place(queued: scheduler_pb2.Queued, wanted: int) -> str:
     """The live line, less the time waited; `wanted` GPUs are waited for."""
-    where = f"{ordinal(queued.position)} of {queued.total} in the queue"
+    where = f"{ordinal(queued.position)} of {queued.total} in the queue" if queued.position else "not in line"
     message = queued.reason.message
     parts = [where, message] if message.startswith("needs ") else [where, counted(wanted, "GPU"), message]
     parts += _times(queued)

@@ -135,7 +135,10 @@ def foresee(engine: Ground, job: Job) -> Reason:
 
 def lines(engine: Ground, job: Job, reason: Reason, now: float) -> list[str]:
     """The whole account, a sentence a line; `now` in seconds of the engine's clock."""
-    out = [f"Job {job.id} is number {engine.queue.position(job)} of {len(engine.queue)} in the queue."]
+    place = engine.queue.position(job)
+    out = [f"Job {job.id} is number {place} of {engine.queue.in_line} in the queue."]
+    if not place:
+        out = [f"Job {job.id} does not stand in line for GPUs yet."]
     out.append(reason.message[:1].upper() + reason.message[1:] + ".")
     request = job.request
     wants = " ".join(filter(None, [_gpus(request.gpus), describe(request)]))

@@ -106,8 +106,11 @@ def _check_queue(engine: Engine) -> None:
     assert len(waiting) == len(engine.queue), "queue length is off"
     ranks = [engine.queue.ranked(job.lane, job.key) for job in waiting]
     assert ranks == sorted(ranks), "queue is out of order"
-    for position, job in enumerate(waiting, 1):
+    in_line = [job for job in waiting if job.in_line]
+    assert len(in_line) == engine.queue.in_line, "count of jobs in line is off"
+    for position, job in enumerate(in_line, 1):
         assert engine.queue.position(job) == position, f"job {job.id}: position is off"
+    assert not any(engine.queue.position(job) for job in waiting if not job.in_line), "a position outside the line"
     by_class = [key[-1] for found in engine.queue.classes.values() for key in found.keys]
     assert sorted(by_class) == sorted(job.id for job in waiting if job.awake), "classes and queue disagree"
     assert engine.queue.considered == len(by_class), "count of jobs that may start is off"

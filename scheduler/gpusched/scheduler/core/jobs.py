@@ -61,6 +61,10 @@ class JobSpec:
     signal: tuple[str, float] | None = None
 
 
+#: Gates of jobs that are passed over for a moment, and whose turn may come at any other.
+_STANDING = (Gate.UNCONFIRMED, Gate.REATTACH)
+
+
 @value
 class HistoryLine:
     at: float
@@ -135,6 +139,12 @@ class Job:
         """It waits, and nothing keeps it from being considered."""
         status = self.status
         return type(status) is Queued and status.gate is None
+
+    @property
+    def in_line(self) -> bool:
+        """It waits for its turn: not for its owner's word, a time, or the end of another job."""
+        status = self.status
+        return type(status) is Queued and (status.gate is None or status.gate in _STANDING)
 
     def move(self, status: Status, at: float, message: str) -> HistoryLine:
         """Go to another state, along the table of legal moves. Returns the new line of its history.

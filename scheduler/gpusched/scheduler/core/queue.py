@@ -88,6 +88,8 @@ class JobQueue:
         self.lane_index: dict[Lane, int] = {lane: i for i, lane in enumerate(self._sorted)}
         self._jobs: dict[JobId, Job] = {}
         self._found: dict[JobId, JobClass] = {}
+        #: Of each lane, those who are not in line: they have a place in the order, and no position.
+        self._aside: dict[Lane, RankedList[Key]] = {}
         #: Those of them that are not sorted in yet, in the order in which they were added.
         self._late: dict[JobId, Job] = {}
         #: How many of them a pass may start; the others have a gate.
@@ -131,6 +133,8 @@ class JobQueue:
         late, self._late = self._late, {}
         for job in late.values():
             self._lanes[job.lane].add(job.key)
+            if not job.in_line:
+                self._aside.setdefault(job.lane, RankedList()).add(job.key)
             if job.awake:
                 found = self.class_for(job)
                 found = self._found[job.id] = self._classes.setdefault(found.id, found)
@@ -145,6 +149,8 @@ class JobQueue:
         late = self._late.pop(job.id, None) is not None
         if not late:
             self._lanes[job.lane].remove(job.key)
+            if not job.in_line:
+                self._aside[job.lane].remove(job.key)
         if job.awake:
             self.considered -= 1
             found = self._found.pop(job.id, None)
@@ -175,6 +181,7 @@ class JobQueue:
         empty = [lane for lane, keys in self._lanes.items() if not keys]
         for lane in empty:
             del self._lanes[lane]
+            self._aside.pop(lane, None)
         arranged = self.order.arrange(self._lanes, now)
         changed = arranged != [lane for lane in self._sorted if lane in self._lanes]
         self._sorted = arranged
@@ -223,16 +230,30 @@ class JobQueue:
     def rank(self, job: Job) -> int:
         """How many waiting jobs come before a job, which need not be among them if its place is known."""
         self._sort_in()
-        before = 0
-        for lane in self._sorted:
-            if lane == job.lane:
-                return before + self._lanes[lane].rank(job.key)
-            before += len(self._lanes[lane])
-        return before
+        return self._before(job, self._lanes)
 
     def position(self, job: Job) -> int:
-        """Rank in the queue; 1 is next."""
-        return self.rank(job) + 1
+        """Rank among those in line, 1 is next; 0 for one that is not."""
+        if not job.in_line:
+            return 0
+        rank = self.rank(job)
+        return rank + 1 - self._before(job, self._aside) if self._aside else rank + 1
+
+    @property
+    def in_line(self) -> int:
+        """How many have a position."""
+        self._sort_in()
+        return len(self._jobs) - sum(map(len, self._aside.values()))
+
+    def _before(self, job: Job, lanes: dict[Lane, RankedList[Key]]) -> int:
+        """How many of some come before a job."""
+        before = 0
+        for lane in self._sorted:
+            keys = lanes.get(lane)
+            if lane == job.lane:
+                return before + (keys.rank(job.key) if keys is not None else 0)
+            before += len(keys) if keys is not None else 0
+        return before
 
     def first(self) -> Job | None:
         """The first job, None if nobody waits."""

@@ -174,7 +174,7 @@ class LeaseService:
         if cause is None or (cause.code is why.Code.STARTING and self._engine.pass_wanted and told is None):
             # The pass under way will tell better, and at once.
             return None, told
-        place = (self._engine.queue.position(job), len(self._engine.queue), cause.message)
+        place = (self._engine.queue.position(job), self._engine.queue.in_line, cause.message)
         if place == told:
             return None, told
         expected = self._engine.outlook.of(job, self._driver.now())
