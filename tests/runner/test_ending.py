@@ -16,7 +16,7 @@ from gpusched.scheduler.runner.model import Run
 from gpusched.v1 import scheduler_pb2
 from gsrun.running import FOREST
 from runner.fake_scheduler import STATE, TOKEN, Scheduler
-from runner.running import QUICK, Job, Runner, make_run, output, state, wait_for_output
+from runner.running import QUICK, Job, Runner, alive, make_run, output, state, supervisor_of, wait_for_output
 from support.server import Server
 from support.waiting import wait_until
 
@@ -212,3 +212,61 @@ def test_a_command_does_not_answer_for_the_supervisors_memory(
     usage = used(("sleep", "0.5")).usage
     assert 0 < usage.peak_memory_bytes < 8e6
     assert usage.gpu_seconds == 0
+
+
+# -- the signal before the end -----------------------------------------------------------------------------
+
+TOLD = (
+    sys.executable,
+    "-uc",
+    "import signal, sys\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: print('usr1'))\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (print('term'), sys.exit(9)))\n"
+    "print('up')\n"
+    "while True: signal.pause()",
+)
+
+
+def heard(run: Run) -> list[str]:
+    return [line for line in lines(run) if line in ("up", "usr1", "term")]
+
+
+@pytest.fixture
+def preempt(shared_runner: Runner, tmp_path: Path) -> Iterator[Callable[..., tuple[Run, Callable[[float], None]]]]:
+    """`preempt(time_limit, before)` runs TOLD under a fake scheduler; the second of what it gives has it make room."""
+    scheduler = Scheduler()
+
+    def start(time_limit: float, before: float) -> tuple[Run, Callable[[float], None]]:
+        known = {"address": scheduler.address, "resume_token": TOKEN, "state_id": STATE}
+        run = make_run(tmp_path, TOLD, time_limit=time_limit, signal=("USR1", before), **known)
+        shared_runner.launch(run)
+        wait_for_output(run, "up")
+        scheduler.wait_for_stream()
+
+        def ask(seconds: float) -> None:
+            notice = scheduler_pb2.Notice(kind=scheduler_pb2.NOTICE_KIND_PREEMPTION, message="preempted")
+            notice.deadline.FromNanoseconds(int((time.time() + seconds) * 1e9))
+            scheduler.say(notice=notice)
+
+        return run, ask
+
+    yield start
+    wait_until(lambda: scheduler.released, QUICK, "a report")
+    scheduler.stop()
+
+
+def test_a_preemption_after_the_signal_sends_no_second_one(preempt: Callable[..., Any]) -> None:
+    run, ask = preempt(time_limit=60.0, before=59.0)
+    wait_for_output(run, "usr1\n")
+    ask(4.0)
+    wait_for_output(run, "the command had its SIGUSR1; SIGKILL follows")
+    assert heard(run) == ["up", "usr1"]
+
+
+def test_a_limit_after_a_preemption_sends_no_second_one(preempt: Callable[..., Any]) -> None:
+    run, ask = preempt(time_limit=10.0, before=5.0)
+    ask(8.0)  # so it comes in a second; the limit would have it come in five
+    wait_for_output(run, "sent the command SIGUSR1; SIGKILL follows")
+    pid = supervisor_of(run)
+    wait_until(lambda: not alive(pid), QUICK, "an end")
+    assert heard(run) == ["up", "usr1"]

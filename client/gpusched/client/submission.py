@@ -59,7 +59,7 @@ class Submission:
         grace: between the request to end and the kill; None for 15 s.
         estimate: how long the work is expected to take, "2h", seconds or a timedelta; nothing ends at it.
         preemptible: it may be ended for a job of a higher tier.
-        signal: "USR1@60s": what it is sent, and how long before it is ended for another job.
+        signal: "USR1@60s": what it is sent, and how long before its time limit, or before it is ended for another job.
     """
 
     command: Sequence[str]

@@ -68,7 +68,7 @@ def account(job: Any, output: Output) -> list[str]:
         facts.append(("Preemptible", Cell("yes")))
     if job.HasField("preempt_signal"):
         before = format_duration(show.seconds(job.preempt_signal.before))
-        facts.append(("Signal", Cell(f"{job.preempt_signal.name}, {before} before it is ended for another job")))
+        facts.append(("Signal", Cell(f"{job.preempt_signal.name}, {before} before it is ended")))
     if job.command:
         facts.append(("Command", Cell(shlex.join(job.command))))
     facts += _batch(job)

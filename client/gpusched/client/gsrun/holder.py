@@ -98,6 +98,9 @@ class Holder:
         # gRPC's own words on stderr would be drawn over the live line.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         self._link.start()
+        if self._options.signal and not (self._options.time_limit or self._options.preemptible):
+            text = "--signal has no effect without --time or --preemptible, unless the scheduler sets a time limit"
+            self._tell(wire.SAY, f"gsrun: {text}")
         self._loop.set_timer("silence", SILENCE_SECONDS, self._say_silence)
         if self._options.max_wait:
             # The scheduler keeps this; we do when it is away.
@@ -197,17 +200,19 @@ class Holder:
         self._tell(wire.STARTED, self._work.pid, granted.job_id, words.gpus(granted.gpus))
         self._let_go_of_streams()
         self._loop.set_timer("owner", OWNER_SECONDS, self._link.note_owner)
-        if self._options.time_limit:
-            from gpusched.client.gsrun import limit
+        if seconds := self._options.time_limit or words.limit_of(granted):
+            from gpusched.client.gsrun import limit, preempt
 
-            left = self._granted_at + self._options.time_limit - time.monotonic()
-            limit.start(self._loop, self._options.time_limit, left, self._announce, self._limit_reached)
+            left = self._granted_at + seconds - time.monotonic()
+            limit.start(self._loop, seconds, left, self._announce, self._limit_reached)
+            if self._options.signal:
+                preempt.before_limit(self._loop, self._work, left, self._options.signal, self._announce)
 
     def on_notice(self, notice: scheduler_pb2.Notice) -> None:
         from gpusched.v1 import scheduler_pb2
 
         if notice.kind in (scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING):
-            return  # our own clock says so itself, scheduler or no scheduler; and a scheduler that goes is away at once
+            return  # our own clock says so itself, scheduler or no scheduler; and one that goes is away at once
         if notice.kind == scheduler_pb2.NOTICE_KIND_CANCEL and self._work.started:
             left = self._grace
             if notice.HasField("deadline"):

@@ -30,7 +30,7 @@ Wait for GPUs in the scheduler's queue, then run the command on them. The GPUs a
   --time DURATION       end the command after this long: 2h, 90m, 1-12:00:00
   --estimate DURATION   how long it is expected to take (nothing ends at it; `--policy sjf` goes by it)
   --preemptible         it may be ended for a job of a higher tier, if the scheduler does that
-  --signal NAME@TIME    what the command is sent so long before that, such as USR1@60s
+  --signal NAME@TIME    what the command is sent so long before that, or before the time limit: USR1@60s
   --priority P          {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, higher comes first (default 0; above 0: privileged)
   --name NAME           shown in lists (default: the command's name)
   --max-wait DURATION   give up after waiting this long

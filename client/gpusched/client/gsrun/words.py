@@ -44,6 +44,13 @@ def _times(message: scheduler_pb2.Queued | scheduler_pb2.DryRun) -> list[str]:
     return found
 
 
+def limit_of(granted: scheduler_pb2.Granted) -> float:
+    """Seconds from the grant to its time limit, the scheduler's own perhaps; 0 for none."""
+    if not (granted.HasField("granted_at") and granted.HasField("expires_at")):
+        return 0.0
+    return (granted.expires_at.ToNanoseconds() - granted.granted_at.ToNanoseconds()) / 1e9
+
+
 def gpus(granted: Iterable[job_pb2.AllocatedGpu]) -> str:
     """`GPU 0,1`."""
     return f"GPU {','.join(str(gpu.index) for gpu in granted)}"

@@ -64,6 +64,7 @@ class Work:
         self._ending: tuple[int, str] | None = None
         self._timed_out = False
         self._warned = False
+        self._told = False
         self._kill_at = float("inf")
         self._swept = False
         self._over = False
@@ -79,6 +80,11 @@ class Work:
     @property
     def started(self) -> bool:
         return self.pid != 0
+
+    @property
+    def told(self) -> bool:
+        """It was sent the signal of its own choice: once is enough, whichever end comes first."""
+        return self._told
 
     def start(self, words: Sequence[str], environment: Mapping[str, str], group: int, fds: Sequence[int]) -> None:
         """Start it, in a process group of this session; from now on orphans below become our children.
@@ -118,14 +124,22 @@ class Work:
         self._kill_within(grace)
 
     def warn(self, number: int, code: int, message: str, grace: float) -> None:
-        """Send the command a signal of its own choice in place of SIGTERM; the rest is as in `end`."""
+        """Send the command the signal of its own choice in place of SIGTERM; the rest is as in `end`."""
         if self._ending is not None or not self.running or self._over:
             return
+        self.tell(number)
         self._ending = (code, message)
         self._warned = True
+        self._kill_within(grace)
+
+    def tell(self, number: int) -> bool:
+        """Send the command the signal of its own choice, once; nothing is ended by that. Whether it was sent now."""
+        if self._told or self._ending is not None or not self.running or self._over:
+            return False
+        self._told = True
         os.kill(self.pid, number)
         os.kill(self.pid, signal.SIGCONT)  # one that is stopped could not act on it
-        self._kill_within(grace)
+        return True
 
     def _kill_within(self, seconds: float) -> None:
         due = time.monotonic() + seconds

@@ -32,7 +32,7 @@ class Run:
         output_path: absolute path of the file that gets stdout and stderr.
         time_limit: seconds, None for none.
         grace: seconds from SIGTERM to SIGKILL.
-        signal: name of what the command gets, and so many seconds before it must make room for another job; None:
+        signal: name of what the command gets, and so many seconds before its time limit or another job's turn; None:
             SIGTERM at once.
         state_directory: absolute path of where the server keeps its state; empty where that is nobody's concern.
     """

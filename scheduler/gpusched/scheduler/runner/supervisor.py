@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from gpusched.client.gsrun import linux, tree
+from gpusched.client.gsrun import limit, linux, tree
 from gpusched.client.gsrun.loop import Loop
 from gpusched.client.units import format_duration
 from gpusched.scheduler.runner import again, spawn
@@ -43,7 +43,8 @@ LOOK_FOR_STATE_SECONDS = 5.0
 ABANDONED_SECONDS = 600.0
 """So long a report waits for a scheduler whose state directory is gone: it may have been moved, or was deleted."""
 _LIVING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD})
-_TIMERS = ("link", "sample", "limit", "limit notice", "preempt", "sweep", "kill", "agent", "abandoned", "deliver")
+_OF_COMMAND = ("link", "sample", "limit", "limit notice", limit.SIGNAL_TIMER, "preempt")
+_TIMERS = (*_OF_COMMAND, "sweep", "kill", "agent", "abandoned", "deliver")
 _SILENT = frozenset({scheduler_pb2.NOTICE_KIND_TIME_LIMIT, scheduler_pb2.NOTICE_KIND_SERVER_STOPPING})
 
 # Exit statuses, for the agent: 0 says that nothing is left of the command.
@@ -131,12 +132,25 @@ class Supervisor:
         if run.time_limit is not None:
             self._start_clock(run.time_limit)
 
-    def _start_clock(self, limit: float) -> None:
-        before = min(LIMIT_NOTICE_SECONDS, limit / 10)
+    def _start_clock(self, seconds: float) -> None:
+        before = min(LIMIT_NOTICE_SECONDS, seconds / 10)
         if before >= 1.0:
-            text = f"notice: the time limit of {format_duration(limit)} ends in {format_duration(before)}"
-            self._loop.set_timer("limit notice", limit - before, lambda: self._say(text))
-        self._loop.set_timer("limit", limit, self._limit_reached)
+            text = f"notice: the time limit of {format_duration(seconds)} ends in {format_duration(before)}"
+            self._loop.set_timer("limit notice", seconds - before, lambda: self._say(text))
+        if self._run.signal is not None:
+            self._warn_before(seconds, *self._run.signal)
+        self._loop.set_timer("limit", seconds, self._limit_reached)
+
+    def _warn_before(self, seconds: float, name: str, before: float) -> None:
+        """Have the command sent the signal that it asked for before the limit; it may end by itself then."""
+        number, end = signal.Signals[f"SIG{name}"], time.monotonic() + seconds
+
+        def warn() -> None:
+            if self._work.tell(number):
+                left = format_duration(end - time.monotonic())
+                self._say(f"notice: sent the command SIG{name}; its time limit ends in {left}")
+
+        limit.warn_before(self._loop, seconds, before, lambda: limit.has_handler(self._work.pid, number), warn)
 
     def _limit_reached(self) -> None:
         why = f"the time limit of {format_duration(self._run.time_limit or 0.0)} is reached"
@@ -153,7 +167,7 @@ class Supervisor:
 
     def _finished(self) -> None:
         """Nothing is left of the command."""
-        for timer in ("link", "sample", "limit", "limit notice", "preempt"):
+        for timer in _OF_COMMAND:
             self._loop.cancel_timer(timer)
         if self._exit_with is not None:
             os._exit(self._exit_with)
@@ -208,8 +222,9 @@ class Supervisor:
 
         def warn() -> None:
             grace = max(0.0, end - time.monotonic())
+            what = f"the command had its SIG{name}" if self._work.told else f"sent the command SIG{name}"
             if self._work.warn(signal.Signals[f"SIG{name}"], grace):
-                self._say(f"sent the command SIG{name}; SIGKILL follows after {grace:.3g} s")
+                self._say(f"{what}; SIGKILL follows after {grace:.3g} s")
 
         wait = max(0.0, end - time.monotonic() - before)  # so that it has all the time that it asked for
         if not self._loop.has_timer("preempt"):

@@ -36,6 +36,7 @@ class Work:
         self._pid = 0
         self._ending = False
         self._warned = False
+        self._told = False
         self._swept = False
         self._over = False
         self._kill_at = float("inf")
@@ -50,9 +51,19 @@ class Work:
         return self._pid != 0 and not self._over
 
     @property
+    def told(self) -> bool:
+        """It was sent the signal of its own choice: once is enough, whichever end comes first."""
+        return self._told
+
+    @property
+    def pid(self) -> int:
+        """Of the command, 0 before its start."""
+        return self._pid
+
+    @property
     def ended_by_itself(self) -> bool:
         """It has exited, nobody had it end, and it has left nothing behind, not for a moment."""
-        left_alone = not self._ending and not self._swept
+        left_alone = not self._ending and not self._swept and not self._told
         return self._over and left_alone and self.status is not None and os.WIFEXITED(self.status)
 
     def started(self, pid: int) -> None:
@@ -81,13 +92,21 @@ class Work:
         return first
 
     def warn(self, number: int, grace: float) -> bool:
-        """Send the command a signal of its own choice in place of SIGTERM; the rest is as in `end`."""
+        """Send the command the signal of its own choice in place of SIGTERM; the rest is as in `end`."""
         if not self.running or self._ending or self.status is not None:
             return False
+        self.tell(number)
         self._ending = self._warned = True
-        os.kill(self._pid, number)  # not reaped yet, so the id is still its own
-        os.kill(self._pid, signal.SIGCONT)
         self._kill_within(grace)
+        return True
+
+    def tell(self, number: int) -> bool:
+        """Send the command the signal of its own choice, once; nothing is ended by that. Whether it was sent now."""
+        if not self.running or self._told or self._ending or self.status is not None:
+            return False
+        self._told = True
+        os.kill(self._pid, number)  # not reaped yet, so the id is still its own
+        os.kill(self._pid, signal.SIGCONT)  # one that is stopped could not act on it
         return True
 
     def kill(self) -> None:
