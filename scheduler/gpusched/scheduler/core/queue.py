@@ -133,8 +133,6 @@ class JobQueue:
         late, self._late = self._late, {}
         for job in late.values():
             self._lanes[job.lane].add(job.key)
-            if not job.in_line:
-                self._aside.setdefault(job.lane, RankedList()).add(job.key)
             if job.awake:
                 found = self.class_for(job)
                 found = self._found[job.id] = self._classes.setdefault(found.id, found)
@@ -142,6 +140,8 @@ class JobQueue:
                 found.keys.add(job.key, limit)
                 if found.by_limit is not None:
                     found.by_limit.add((limit, job.key))
+            elif not job.in_line:
+                self._aside.setdefault(job.lane, RankedList()).add(job.key)
 
     def remove(self, job: Job) -> None:
         """Take a job out. Its wakefulness and time limit must be those it was added with."""
@@ -149,8 +149,6 @@ class JobQueue:
         late = self._late.pop(job.id, None) is not None
         if not late:
             self._lanes[job.lane].remove(job.key)
-            if not job.in_line:
-                self._aside[job.lane].remove(job.key)
         if job.awake:
             self.considered -= 1
             found = self._found.pop(job.id, None)
@@ -159,6 +157,8 @@ class JobQueue:
                     del self._classes[found.id]
                 if found.by_limit is not None:
                     found.by_limit.remove((limit_of(job), job.key))
+        elif not late and not job.in_line:
+            self._aside[job.lane].remove(job.key)
 
     def change(self, job: Job, change: Callable[[Job], None]) -> None:
         """Change something of a waiting job on which its place depends. What is known of its class stays known."""
