@@ -123,7 +123,7 @@ def _replay(effort: Effort, log: Path) -> Row:
         "the log's events through a heap, with nobody scheduling",
         Target(10_000.0, of_ratio=False, at_most=False),
         "as `gpusched simulate` does it: one core, pure Python; a C++ core without history, leases or effects replays "
-        "227,000/s (policy.md)",
+        "227,000/s",
     )
 
 

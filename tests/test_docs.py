@@ -92,7 +92,7 @@ def limits_table() -> str:
         ("`name`, `request_id`, `gpu_model`, `node`", f"{constraints.MAX_NAME} printable characters"),
         ("`nodes`, `gpu_ids`, `exclude`, `labels`", f"{constraints.MAX_NAMES} of each, likewise"),
         ("`priority`", f"{engine_settings.MIN_PRIORITY} to {engine_settings.MAX_PRIORITY}"),
-        ("`resources.gpus`", "1 to as many as there are that will do"),
+        ("`resources.gpus`", "1 to as many as there are that will do; 0 only with `cpus` or `memory_bytes`"),
         ("`command`", f"{admission.MAX_COMMAND_WORDS} words, {admission.MAX_COMMAND_CHARS} characters"),
         ("`time_limit`, `max_wait`", f"{years:g} years"),
         ("`page_size`", f"{query_service.MAX_PAGE}"),

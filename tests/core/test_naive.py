@@ -1,4 +1,4 @@
-"""Conservative backfill against the plan as policy.md tells it: each question is a walk over everything."""
+"""Conservative backfill against the plan as a book would tell it: each question is a walk over everything."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Submission:
         retries: further runs after a failed one.
         backoff: pause before the first retry; it doubles.
         retry_on: only after these exit statuses; empty for any failure.
-        requeue: queue it again if its run is lost or preempted.
+        requeue: queue it again if its run is lost; one that is preempted is queued again in any case.
         after: jobs that it follows, as "17", "17:ok", "17:any" or "17:failed".
         begin: not before, see BEGIN_ALLOWED, or a datetime.
         hold: wait until it is released by hand.

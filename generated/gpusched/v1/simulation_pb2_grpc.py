@@ -25,7 +25,7 @@ class SimulationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def SetSimulatedGpu(self, request, context):
-        """Set one GPU's readings; needs the administrator's token.
+        """Set one GPU's readings; for the server's own user, or with the administrator's token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -218,7 +218,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "memory of this machine that jobs which ask for memory may be given in all, such as `240G`; 0 for as much "
            "as there is", Kind("a size such as 240G or 1.5T, or 0 for as much as there is", _size)),
     Option("share_between_users", "--share-between-users", "GPUSCHED_SHARE_BETWEEN_USERS", "share_between_users",
-           "on|off", "off", "jobs of several users may share a GPU (`gsrun --shared`)", _SWITCH),
+           "on/off", "off", "jobs of several users may share a GPU (`gsrun --shared`)", _SWITCH),
     Option("state_dir", "--state-dir", "GPUSCHED_STATE_DIR", "state_dir", "DIR",
            "`$XDG_STATE_HOME/gpusched`, else `~/.local/state/gpusched`; systemd's `StateDirectory=gpusched` if set",
            "where state, lock and log are kept; must be on a local disk", _PATH, _BOTH),

@@ -95,7 +95,7 @@ def configure(parser: Parser) -> None:
         default=[],
         help="only after this exit status; may be repeated",
     )
-    add("--requeue", action="store_true", help="queue it again if its run is lost or preempted")
+    add("--requeue", action="store_true", help="queue it again if its run is lost (one that is preempted always is)")
     add(
         "--after",
         metavar="ID[:ok|:any|:failed]",

@@ -103,7 +103,7 @@ class BatchSpec:
         environment: as (name, value); never shown.
         working_directory: absolute path.
         output_path: absolute path, where "%j" is the job's id and "%a" the attempt; empty for the scheduler's own.
-        requeue: queue it again if a run is lost or preempted.
+        requeue: queue it again if a run is lost; one that is preempted is queued again in any case.
         begin_at: not before, on the engine's clock.
         grace: seconds between the request to end and the kill.
     """

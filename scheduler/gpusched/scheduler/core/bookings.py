@@ -2,7 +2,7 @@
 
 A new job books the earliest hole that is left. When work ends before its limit, the plan is compressed one job at a
 time, in the queue's order: its booking is taken out, fitted anew and put back. Its old place is still there then, so
-it can only come forward (policy.md, "Conservative"). Bookings are made anew, and may get later, only when the order
+it can only come forward. Bookings are made anew, and may get later, only when the order
 or the capacity changes.
 
 That is work for each waiter, so only the first `DEPTH` of them have bookings; whoever waits behind those may start

@@ -1,4 +1,4 @@
-"""Preemption: which running jobs are ended so that the head of the queue can start, if any (policy.md, "Preemption").
+"""Preemption: which running jobs are ended so that the head of the queue can start, if any.
 
 Victims are running, preemptible jobs of a lower tier that have had their protected time and were not preempted too
 often. They are taken in the order of lowest tier, least GPU-seconds lost, youngest, until the head really places; then

@@ -14,7 +14,7 @@ class Priority(Order):
     """Tier plus waiting time, in units of `aging`.
 
     All jobs age alike, so the difference between two never changes: `tier + (now - submitted) / aging` orders them
-    as `tier - submitted / aging` does, and the key is fixed when the job arrives (policy.md, "linear aging").
+    as `tier - submitted / aging` does, and the key is fixed when the job arrives (linear aging).
 
     Args:
         aging: seconds of waiting that are worth one tier, 0 for none.
