@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from random import Random
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import oracle
-from core.support import make_nodes, make_spec
+from core.support import Box, make_nodes, make_spec
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
@@ -429,3 +429,21 @@ def test_a_job_passed_often_enough_is_passed_only_by_what_ends_in_time() -> None
     replay.run(history)
     passed = [number for number in replay.order if number > 2 and replay.starts[number] < replay.starts[JobId(2)]]
     assert passed == [3, 4], "two were let by, then no more"
+
+
+@pytest.mark.parametrize("candidates", ["queue", "sjbf"])
+def test_the_depth_protects_whoever_goes_first(box: Callable[..., Box], candidates: str) -> None:
+    b = box("8", policy=PolicySettings(order="fifo", backfill="easy", candidates=candidates, depth=2))
+    for gpus, limit in ((4, 100.0), (2, 100.0), (6, 100.0), (8, 100.0), (2, 10_000.0)):
+        b.submit(gpus, time_limit=limit)
+    b.cancel(b.submit(1))
+    assert b.running == [1, 2], "the last would have the fourth wait for hours"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_no_promise_needs_is_had(box: Callable[..., Box], depth: int) -> None:
+    b = box("8", policy=PolicySettings(order="fifo", backfill="easy", depth=depth))
+    b.submit(4, time_limit=100.0)
+    b.submit(6, time_limit=100.0)
+    small = b.submit(2, time_limit=10_000.0)
+    assert b.running == [1, small]

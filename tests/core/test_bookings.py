@@ -79,3 +79,11 @@ def test_everybody_gets_a_turn_and_no_booking_gets_later(jobs: list[tuple[int, i
         assert not len(b.engine.queue) and not b.engine.running
     finally:
         patch.undo()
+
+
+def test_the_first_of_equal_jobs_is_told_what_it_waits_for(box: Callable[..., Box]) -> None:
+    b = box("4", policy=PolicySettings(order="fifo", backfill="conservative"))
+    b.submit(4, time_limit=100.0)
+    first = b.submit(2, time_limit=10.0)
+    b.submit(2, time_limit=10.0)
+    assert b.why(first).message == "needs 2 GPUs, 0 free; GPU 0,1,2,3 held by alice"

@@ -157,3 +157,13 @@ def test_a_dry_run_under_strict_order_goes_by_that_order(box: NewBox) -> None:
     assert devices is None
     expected = b.engine.outlook.tried(job, b.now)
     assert (expected.promise, expected.forecast) == (b.now + 350.0, b.now + 350.0)
+
+
+def test_who_may_not_start_is_in_nobodys_way(box: Callable[..., Box]) -> None:
+    """Under strict order a job over its owner's quota is passed over, by the forecast, too."""
+    b = box("4", policy=PolicySettings(order="fifo", backfill="none", user_gpus=2))
+    b.submit(2, user="alice", time_limit=1000.0)
+    b.submit(2, user="bob", time_limit=100.0)
+    b.submit(1, user="alice")
+    late = b.submit(1, user="carol", time_limit=10.0)
+    assert b.engine.outlook.of(b.job(late), b.now).forecast == b.now + 100

@@ -231,3 +231,25 @@ def test_the_same_events_make_the_same_decisions(box: NewBox) -> None:
             assert {j: job.lease for j, job in other.engine.running.items()} == {
                 j: job.lease for j, job in b.engine.running.items()
             }
+
+
+def test_under_sjf_a_new_limit_is_a_new_place(box: NewBox) -> None:
+    b = box("1", policy=PolicySettings(order="sjf", backfill="none"))
+    b.submit(1, time_limit=1000.0)
+    long, short = b.submit(1, time_limit=1000.0, user="x"), b.submit(1, time_limit=500.0, user="y")
+    assert b.waiting == [short, long]
+    b.happen(ev.Update(long, time_limit=10.0))
+    assert b.waiting == [long, short]
+
+
+def test_the_same_policy_again_changes_no_plan(box: NewBox) -> None:
+    policy = PolicySettings(order="fifo", backfill="conservative")
+    b = box("4", policy=policy)
+    b.submit(3, time_limit=100.0)
+    b.submit(2, time_limit=50.0)
+    bookings = b.engine.bookings
+    assert bookings is not None
+    b.happen(ev.SetPolicy(PolicySettings(order="fifo", backfill="conservative"), "kept"))
+    assert b.engine.bookings is bookings
+    b.happen(ev.SetPolicy(PolicySettings(order="priority", backfill="conservative"), "kept"))
+    assert b.engine.bookings is not bookings

@@ -219,3 +219,37 @@ def test_a_job_for_more_than_is_left_after_a_restart_is_set_aside(box: NewBox, b
     assert after.running == [small]
     assert after.why(large).message.startswith("needs 3 GPUs, but only 2 that would do are here now")
     assert after.why(named).message.startswith("needs 1 GPU, but none that would do is here now")
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_who_is_set_aside_keeps_nobody_from_being_preempted_for(box: NewBox, backfill: str) -> None:
+    policy = PolicySettings(order="priority", backfill=backfill, preemption=True, preempt_after=0.0, aging=0.0)
+    b = box("4", policy=policy)
+    b.drain("a3")
+    b.submit(3, time_limit=1e5, preemptible=True, priority=-1)
+    large = b.submit(4, time_limit=100.0)
+    b.wait(100)
+    urgent = b.submit(2, time_limit=1000.0)
+    b.wait(100)
+    assert b.running == [urgent]
+    why = "needs 4 GPUs, but only 3 of 4 are in service; GPU 3: drained: fan; set aside"
+    assert b.why(large).message.startswith(why)
+    assert b.claim(do.Notify)
+
+
+@pytest.mark.parametrize("candidates", ["queue", "sjbf"])
+def test_one_behind_others_is_set_aside_whoever_goes_first(box: NewBox, candidates: str) -> None:
+    policy = PolicySettings(
+        order="priority", backfill="easy", candidates=candidates, preemption=True, preempt_after=0.0, aging=0.0
+    )
+    b = box("2xH100", "4xA100", policy=policy)
+    b.drain("b3")
+    for spec in ({"gpus": 1, "model": "h100"}, {"gpus": 1, "model": "h100"}):
+        b.submit(**spec)
+    b.submit(3, model="a100", preemptible=True, priority=-1)
+    b.submit(1, model="h100")
+    large = b.submit(5, exclude=("a0",))
+    b.wait(100)
+    urgent = b.submit(2, model="a100")
+    assert set(b.engine.claims) == {urgent} and "set aside" in b.why(large).message
+    assert b.claim(do.Notify)

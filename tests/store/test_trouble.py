@@ -104,7 +104,8 @@ def test_a_full_disk(small_disk: Path, start: bool) -> None:
     store.open()
     store.commit(submitted(1, 2))
     store.commit(granted(1, 10, "GPU-a"))
-    full = f"state file {path} cannot be written: no space left on its disk; make room; a running server then goes on by itself"
+    why = "no space left on its disk; make room; a running server then goes on by itself"
+    full = f"state file {path} cannot be written: {why}"
     if not start:
         store.close()
         filler = fill(small_disk)

@@ -90,14 +90,14 @@ class Candidates:
         if devices is not None:
             found.unavailable_since = None
             return self._started(self._queue.job(key), devices, ())
-        if self._out_of_service(found, eligible):
+        if self.out_of_service(found, eligible):
             return None
         found.verdict = WAITS
         found.blocked_by = None
         self._block(self._queue.job(key), eligible)
         return None
 
-    def _out_of_service(self, found: JobClass, eligible: frozenset[str]) -> bool:
+    def out_of_service(self, found: JobClass, eligible: frozenset[str]) -> bool:
         """Whether a class that cannot start has waited long enough for devices that must be mended or brought back."""
         pool, need = self._pool, found.request.gpus
         well = pool.all_in_service and not pool.counting and len(eligible) >= need
@@ -168,7 +168,7 @@ class Candidates:
 
     def _candidate(self, key: Key, found: JobClass, eligible: frozenset[str]) -> Start | None:
         """Start a job although one before it must wait, if nobody is the worse for it."""
-        if self._out_of_service(found, eligible):
+        if self.out_of_service(found, eligible):
             return None
         found.verdict = BEHIND
         found.blocked_by = self._blocker(eligible)
@@ -185,9 +185,11 @@ class Candidates:
         job = self._queue.job(key)
         until = self._now + limit_of(job)
         harmed = self._harmed(devices, until)
-        if harmed and not all(eligible <= promise.eligible for promise in harmed):
+        if harmed and any(promise.fixed or not eligible <= promise.eligible for promise in harmed):
             # Others of its devices may harm nobody.
-            avoid = frozenset[str]().union(*(promise.eligible for promise in self.reservations if until > promise.at))
+            avoid = frozenset[str]().union(
+                *(each.devices if each.fixed else each.eligible for each in self.reservations if until > each.at)
+            )
             others = self._pool.place(found.request, self._pool.free_now(avoid))
             if others is not None:
                 devices, harmed = others, self._harmed(others, until)

@@ -20,10 +20,12 @@ from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
-from gpusched.scheduler.core.queue import JobQueue, Verdict, limit_of
+from gpusched.scheduler.core.queue import JobClass, JobQueue, Verdict, limit_of
 
 #: So many waiting jobs have a booking, from the first on.
 DEPTH = 1000
+#: The same where parts of devices or of hosts are asked for: each of these costs a hundred times as much to book.
+DEPTH_COUNTED = 100
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class Bookings:
         now: float,
         slots: int | None = None,
         left_out: Callable[[Job], bool] | None = None,
+        aside: Callable[[JobClass], bool] | None = None,
     ) -> Iterator[Start]:
         """Bring the plan up to date and decide what starts. The caller performs each start before the next.
 
@@ -78,8 +81,10 @@ class Bookings:
             now: seconds of the engine's clock.
             slots: at most so many starts, None for any number.
             left_out: whether a waiting job is to have no booking now.
+            aside: whether a class waits for devices that must be mended or brought back, and for long enough.
         """
-        waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), DEPTH))
+        depth = DEPTH_COUNTED if pool.counting else DEPTH
+        waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), depth))
         self._update(waiting, pool, ends, now)
         first: Job | None = None
         passed: list[Job] = []
@@ -96,13 +101,16 @@ class Bookings:
                     yield Start(job, devices, tuple(passed))
                     continue
             found = queue.class_of(job)
-            found.verdict = Verdict.WAITS if first is None else Verdict.BEHIND
-            found.blocked_by = None if first is None else first.id
+            if aside is not None and aside(found):
+                continue  # it is in nobody's way
+            if job.key == found.keys.first():  # a class is told of as its first job is
+                found.verdict = Verdict.WAITS if first is None else Verdict.BEHIND
+                found.blocked_by = None if first is None else first.id
             first = first or job
             if len(passed) < 8:
                 passed.append(job)
         self._order = [job.id for job in waiting]
-        if len(waiting) == DEPTH:
+        if len(waiting) == depth:
             yield from self._beyond(queue, pool, waiting[-1], now, slots, left_out, first, tuple(passed))
 
     def _beyond(

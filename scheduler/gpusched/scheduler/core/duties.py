@@ -14,6 +14,7 @@ from gpusched.scheduler.core.effects import NoticeKind
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.moves import Moves
 from gpusched.scheduler.core.planner import Pass
+from gpusched.scheduler.core.queue import JobClass
 from gpusched.scheduler.core.states import Gate, Outcome, Queued, Running, State
 
 
@@ -48,9 +49,9 @@ class Duties(Moves):
         elif self._may_start:
             if not single and queue.arrange(now):
                 self._out.append(do.QUEUE_CHANGED)
-            looked: Pass | None
             if self.bookings is not None:
-                looked, starts = None, self._booked_starts(self.bookings, now)
+                looked = self._make_pass(now)
+                starts = self._booked_starts(self.bookings, looked, now)
             elif last is not None and last.still_holds(now, fresh):
                 looked, starts = last, last.more(fresh, now)
             else:
@@ -62,9 +63,9 @@ class Duties(Moves):
                 started = True
             if started:
                 self._out.append(do.QUEUE_CHANGED)
-            if not self.pool.all_in_service or (looked is not None and looked.incomplete):
+            if not self.pool.all_in_service or looked.incomplete:
                 self._plan_next_look(now)
-            if looked is not None:
+            if self.bookings is None:
                 self._reservations = looked.reservations
                 self._last = looked
             else:
@@ -76,9 +77,12 @@ class Duties(Moves):
                 self._give_up(job, now)
             self._impatient.clear()
 
-    def _booked_starts(self, bookings: Bookings, now: float) -> Iterator[Start]:
+    def _booked_starts(self, bookings: Bookings, looked: Pass, now: float) -> Iterator[Start]:
+        def aside(found: JobClass) -> bool:
+            return looked.out_of_service(found, self.pool.eligible(found.request))
+
         left_out = self.left_out if self.quotas is not None or self.claims else None
-        yield from bookings.starts(self.queue, self.pool, self.ends, now, self._open_slots, left_out)
+        yield from bookings.starts(self.queue, self.pool, self.ends, now, self._open_slots, left_out, aside)
         if self.quotas is not None and self.settings.policy.borrow:
             yield from self._make_pass(now).borrowed()
 

@@ -377,7 +377,7 @@ class Engine(Upkeep):
         if event.name is not None:
             job.name = event.name
         if event.time_limit is not None:
-            self.queue.change(job, _set_limit(event.time_limit))
+            self.queue.change(job, self._set_limit(event.time_limit))
             self.pass_wanted = True
             self._note(job, now, f"time limit {event.time_limit:g} s{by}")
         if event.held is not None and event.held != job.held:
@@ -385,6 +385,13 @@ class Engine(Upkeep):
             self._regate(job, now, f"{'held' if job.held else 'no longer held'}{by}")
         self._changes.jobs[job.id] = job
         self._out.append(do.JobChanged(job.id))
+
+    def _set_limit(self, limit: float) -> Callable[[Job], None]:
+        def change(job: Job) -> None:
+            job.time_limit = limit
+            job.expected = self.estimates.of(job)
+
+        return change
 
 
 #: Most work ends like other work.
@@ -400,12 +407,5 @@ def _was_signalled(job: Job, deadline: float, now: float) -> bool:
 def _set_priority(priority: int) -> Callable[[Job], None]:
     def change(job: Job) -> None:
         job.priority = priority
-
-    return change
-
-
-def _set_limit(limit: float) -> Callable[[Job], None]:
-    def change(job: Job) -> None:
-        job.time_limit = limit
 
     return change

@@ -16,7 +16,8 @@ _MAX_RUNS = 50
 class Estimates:
     """What has been seen of run times.
 
-    The estimate is min(limit, mean of the user's last two similar runs) (Tsafrir et al. 2007). Similar runs have the same user, as many GPUs, and the same name or, without one, the same program.
+    The estimate is min(limit, mean of the user's last two similar runs) (Tsafrir et al. 2007). Similar runs have the
+    same user, as many GPUs, and the same name or, without one, the same program.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.profile import NEVER, form_for, profile_of
-from gpusched.scheduler.core.queue import limit_of
+from gpusched.scheduler.core.queue import Verdict, limit_of
 
 if TYPE_CHECKING:
     from gpusched.scheduler.core.ground import Ground
@@ -174,13 +174,18 @@ class Outlook:
             begin = max(begin, limits.earliest(job, now))
             takes = duration(job)
             found = None if begin == NEVER else profile.earliest(job.request, takes, begin)
-            if strict:
+            if strict and not self._is_aside(job):
                 after[eligible] = NEVER if found is None else max(found[0], after.get(eligible, now))
             if found is not None:
                 starts[job.id] = found[0]
                 profile.take(found[1], found[0], found[0] + takes)
                 limits.hold(job, found[0] + takes)
         return starts
+
+    def _is_aside(self, job: Job) -> bool:
+        """Whether a waiting job is in nobody's way: its owner has all he may, or its devices must be mended first."""
+        queue = self._ground.queue
+        return job in queue and job.awake and queue.class_of(job).verdict in (Verdict.QUOTA, Verdict.SET_ASIDE)
 
 
 class _Limits:

@@ -76,7 +76,10 @@ class Pass(Candidates):
                 continue
             if shortest:
                 later.append(found)
-                self._wish(eligible)
+                if found.request.whole_gpus > self._pool.free_total:
+                    self._reserve_more(key, found, eligible)
+                else:
+                    self._wish(eligible)
                 continue
             start = self._candidate(key, found, eligible)
             if start is not None:
@@ -130,6 +133,8 @@ class Pass(Candidates):
         """Whether what this pass found is all there is to know, if nothing has happened since but these submits."""
         if self._slots is not None or not self._queue.order.single or not self._pool.all_in_service or self.incomplete:
             return False
+        if self._pool.counting:
+            return False  # a part of something may be had in more ways than is remembered
         if self._borrowers:
             return False
         self._now = now
@@ -259,6 +264,9 @@ class Pass(Candidates):
                 heappush(heap, (entry[0], index[found.lane], entry[1], number, found))
 
         for number, found in enumerate(later):
+            assert found.eligible is not None
+            if self.out_of_service(found, found.eligible):
+                continue
             if found.verdict is not WAITS:
                 self._name_blocker(found)
             push(found, number, None)

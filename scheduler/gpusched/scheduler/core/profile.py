@@ -210,11 +210,13 @@ class RoomProfile(_Stepped):
         for i in range(max(0, bisect_right(self._times, start) - 1), steps):
             begin = max(self._times[i], start)
             common = self._free[i]
+            got = self._pool.place(request, common)
             for j in range(i + 1, steps):
-                if self._times[j] >= begin + limit:
+                if got is None or self._times[j] >= begin + limit:
                     break
                 common = self._pool.meet(common, self._free[j])
-            got = self._pool.place(request, common)
+                if not self._pool.fits(got, common):
+                    got = self._pool.place(request, common)
             if got is not None:
                 return begin, got
         return None

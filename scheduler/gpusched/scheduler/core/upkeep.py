@@ -29,6 +29,9 @@ class Upkeep(Duties):
         self.pass_wanted = True
 
     def _on_set_policy(self, event: ev.SetPolicy, now: float) -> None:
+        self._changes.settings[recovery.POLICY] = event.kept
+        if event.policy == self.settings.policy:
+            return  # nothing is ordered anew, and what was promised holds
         waiting = list(self.queue)
         self.settings = replace(self.settings, policy=event.policy)
         self.usage.set_half_life(event.policy.half_life, now)
@@ -40,7 +43,6 @@ class Upkeep(Duties):
             job.starved = False
             self._enqueue(job)
         self.queue.arrange(now)
-        self._changes.settings[recovery.POLICY] = event.kept
         self._out.append(do.QUEUE_CHANGED)
         self.pass_wanted = True
 
