@@ -14,6 +14,7 @@ from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.explain import Code, explain, foresee
 from gpusched.scheduler.core.jobs import JobSpec
 from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.policy import PolicySettings
 
 NewBox = Callable[..., Box]
 
@@ -160,3 +161,17 @@ def test_nobody_waits_behind_a_job_that_was_set_aside(box: NewBox) -> None:
     assert devices is None and holder in b.running
     assert (foreseen.code, foreseen.message) == (Code.RESOURCES, "needs 1 GPU, 0 free; GPU 0 held by bob")
     assert b.why(b.submit(1)) == foreseen
+
+
+def test_under_bookings_it_is_what_a_submit_gets(box: Callable[..., Box]) -> None:
+    """The very devices, and also where no more than so many may run."""
+    b = box("4", max_running=2, policy=PolicySettings(order="fifo", backfill="conservative"))
+    b.submit(3, time_limit=100.0)
+    b.submit(4, time_limit=50.0)
+    _, devices = b.engine.dry_run(make_spec(1, time_limit=10.0), b.now)
+    job = b.submit(1, time_limit=10.0)
+    assert devices == ("a3",) == b.gpus(job)
+    assert b.engine.dry_run(make_spec(1, time_limit=10.0), b.now)[1] is None, "two run"
+    b = box("4", policy=PolicySettings(order="fifo", backfill="conservative", borrow=True, user_gpus=2))
+    _, devices = b.engine.dry_run(make_spec(3), b.now)
+    assert devices == b.gpus(b.submit(3)) == ("a0", "a1", "a2"), "borrowed"

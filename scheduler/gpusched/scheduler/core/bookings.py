@@ -18,6 +18,7 @@ from itertools import islice
 from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job, JobId
+from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
 from gpusched.scheduler.core.queue import JobClass, JobQueue, Verdict, limit_of
@@ -57,6 +58,17 @@ class Bookings:
         """When a waiting job starts at the latest, None if that is not known (work without a limit is in the way)."""
         booking = self._booked.get(job.id)
         return None if booking is None else booking.start
+
+    def plans(self, request: Request, pool: Pool) -> bool:
+        """Whether the plan tells enough for a request, so that it will not be made anew in another form."""
+        form = form_for(pool, (request,))
+        return self._form is not None and FORMS.index(form) <= FORMS.index(self._form)
+
+    def room_for(self, job: Job, now: float) -> tuple[str, ...] | None:
+        """Devices that a job which came last would start on now, None if it would wait. The plan must be up to date."""
+        assert self._profile is not None
+        hole = self._profile.earliest(job.request, limit_of(job), now)
+        return None if hole is None or hole[0] > now else self._profile.place_now(job.request, hole[1])
 
     def next_start(self, now: float) -> float | None:
         """The first booking that is yet to come."""

@@ -137,10 +137,19 @@ class Engine(Upkeep):
     def _try_booking(self, job: Job, now: float) -> tuple[str, ...] | None:
         """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
         self.queue.place(job)
+        if not self._may_start or self.slots == 0:
+            return None
+        over = None if self.quotas is None else self.quotas.excess(job.spec.owner.name, job.request.gpus)
+        if over is not None:
+            if over.jobs or not self.settings.policy.borrow:
+                return None
+            return self.pool.place(job.request, self.pool.available_but(self._make_pass(now).wanted()))
+        bookings = self.bookings
+        last = self.queue.rank(job) == len(self.queue) and not self.pass_wanted
+        if last and bookings is not None and bookings.plans(job.request, self.pool):
+            return bookings.room_for(job, now)
         at = self.outlook.booking(job, now)
-        over = self.quotas is not None and self.quotas.excess(job.spec.owner.name, job.request.gpus) is not None
-        fits = self._may_start and self.slots != 0 and not over and at is not None and at <= now
-        return self.pool.place(job.request) if fits else None
+        return self.pool.place(job.request) if at is not None and at <= now else None
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 

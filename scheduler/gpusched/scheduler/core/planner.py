@@ -206,14 +206,19 @@ class Pass(Candidates):
                 self._borrowers.append((index[found.lane], key, number, found))
         yield from self._borrow()
 
+    def wanted(self) -> set[str]:
+        """Devices that somebody waits for who may start."""
+        wanted: set[str] = set()
+        for found in self._queue.classes.values():
+            if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE):
+                wanted |= self._pool.eligible(found.request)
+        return wanted
+
     def _borrow(self) -> Iterator[Start]:
         """Let jobs start over their owners' quotas on devices that no other waiting job could use."""
         pool, queue = self._pool, self._queue
         heads, self._borrowers = self._borrowers, []
-        wanted: set[str] = set()
-        for found in queue.classes.values():
-            if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE):
-                wanted |= pool.eligible(found.request)
+        wanted = self.wanted()
         heapify(heads)
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
