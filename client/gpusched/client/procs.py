@@ -70,6 +70,8 @@ def send_if_caught(pid: int, ticks: int, name: str) -> str:
         pid, ticks: the process, and when it started: its number may be another's by now.
         name: of the signal, without SIG.
     """
+    from gpusched.client.gsrun.limit import has_handler  # the helper process alone comes here
+
     number = getattr(signal, f"SIG{name}", None)
     if not isinstance(number, signal.Signals):
         return "this system has no such signal"
@@ -82,7 +84,7 @@ def send_if_caught(pid: int, ticks: int, name: str) -> str:
     try:
         if start_ticks(pid) != ticks:
             return "the process has ended"
-        if not _catches(pid, number):
+        if not has_handler(pid, number):
             return f"process {pid} has no handler for it"
         if process < 0:
             os.kill(pid, number)
@@ -99,13 +101,3 @@ def send_if_caught(pid: int, ticks: int, name: str) -> str:
         if process >= 0:
             os.close(process)
     return ""
-
-
-def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal: what it does not catch may end it. False if that cannot be seen."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return False
-    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
-    return bool(int(caught, 16) >> (number - 1) & 1)
