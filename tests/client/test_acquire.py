@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from gpusched.client import (
     NoticeKind,
     NotSatisfiable,
     ReasonCode,
+    ServerUnavailable,
     WaitTimeout,
     acquire,
     notebook,
@@ -570,3 +572,24 @@ def test_children_that_are_not_waited_for(here):
             pass
     finally:
         signal.signal(signal.SIGCHLD, old)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_cannot_save_is_waited_for(server_factory, use_server, capfd):
+    """It is there, and says what is wrong; the place is asked for again until it can be kept."""
+    server = server_factory("1")
+    use_server(server)
+    connection = sqlite3.connect(server.state_dir / "state.db", check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ServerUnavailable) as caught:
+        acquire(immediate=True).start()
+    assert caught.value.reason == "STORE"
+    with pytest.raises(WaitTimeout, match="no GPUs within max_wait: state file"):
+        acquire(max_wait=0.5).start()
+    mended = threading.Timer(1.0, connection.rollback)
+    mended.start()
+    with acquire(1) as lease:
+        assert len(lease.gpus) == 1
+    mended.join()
+    connection.close()
+    assert "can take no job now: state file" in capfd.readouterr().err

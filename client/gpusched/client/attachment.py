@@ -43,6 +43,9 @@ class Listener(Protocol):
     def away(self) -> None:
         """The stream is lost, and nobody said that lease or place is gone."""
 
+    def not_now(self, why: str) -> None:
+        """The scheduler has answered, and can take no job at the moment."""
+
     def stranger(self) -> None:
         """Another scheduler, or another user's program, answers in the place of the one that is away."""
 
@@ -83,6 +86,16 @@ class Attachment:
     def run(self, request: scheduler_pb2.AcquireRequest) -> GpuschedError:
         """Ask, and listen until the job is over, however often the scheduler goes away. Returns how it ended."""
         error = self._listen(request)
+        said = ""
+        while error.reason == "STORE" and not self.token and not request.immediate:
+            # It has answered, and cannot save that it took us on.
+            if self._over_patience():
+                return WaitTimeout(f"no GPUs within max_wait: {error}", reason="MAX_WAIT")
+            if str(error) != said:
+                said = str(error)
+                self._listener.not_now(said)
+            self._backoff.pause()
+            error = self._listen(request)
         while not self._is_verdict(error):
             self._listener.away()
             error = self._come_back()
@@ -173,7 +186,7 @@ class Attachment:
         """Try until a stream was had, or the wait is over; how that ended."""
         while True:
             self._backoff.pause()
-            if self._give_up_at is not None and not self._listener.confirmed and time.monotonic() > self._give_up_at:
+            if not self._listener.confirmed and self._over_patience():
                 return WaitTimeout("no GPUs within max_wait; the scheduler is away", reason="MAX_WAIT")
             if silence(self._address):
                 continue
@@ -184,6 +197,9 @@ class Attachment:
             self._channel.close()
             self._connect()
             return self._listen(scheduler_pb2.AcquireRequest(resume_token=self.token, holder=self._holder))
+
+    def _over_patience(self) -> bool:
+        return self._give_up_at is not None and time.monotonic() > self._give_up_at
 
     def _refused(self, error: grpc.RpcError) -> GpuschedError:
         """What follows from a return that was not let in."""

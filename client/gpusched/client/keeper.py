@@ -138,6 +138,10 @@ class Keeper:
             self._tell_away("the scheduler is away")
         self._told_away = True
 
+    def not_now(self, why: str) -> None:
+        """The scheduler can take no job now."""
+        self._say(f"gpusched: the scheduler at {self._request['address']} can take no job now: {why}; trying on")
+
     def stranger(self) -> None:
         """Another one answers in its place, and has no say."""
         other = (

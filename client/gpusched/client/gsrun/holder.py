@@ -251,6 +251,11 @@ class Holder:
             self._loop.cancel_timer("wait line")
             self._say_wait("gsrun: the scheduler is away; keeping your place in the queue")
 
+    def on_not_now(self, why: str) -> None:
+        """The scheduler answers, and can take no job at the moment."""
+        self._loop.cancel_timer("silence")
+        self._say_wait(f"gsrun: {why}; trying on")
+
     def on_stranger(self) -> None:
         self.on_away()
         if not self._stranger:

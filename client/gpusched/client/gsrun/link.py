@@ -169,7 +169,7 @@ class Link:
                     return
                 if words != self._told:
                     self._told = words
-                    self._say(f"{words}; trying on")
+                    self._post(self._listener.on_not_now, words)
                 self._backoff.pause()
             elif words := self._hopeless(error, silent, time.monotonic() - self._began):
                 self._refuse(words, exits.NO_SERVER)

@@ -23,6 +23,9 @@ class Listener(Protocol):
     def on_connected(self) -> None:
         """There is a new connection, by which the lease is about to be taken up again."""
 
+    def on_not_now(self, why: str) -> None:
+        """The scheduler answers, and can take no job at the moment."""
+
     def on_stranger(self) -> None:
         """Another scheduler answers in the place of the one that is away."""
 
