@@ -215,7 +215,7 @@ def test_what_a_job_says_of_itself_arrives_from_everywhere(tmp_path: Path, monke
             assert {job.preempt_signal.before.seconds for job in jobs} == {120}
             text = " ".join(good(server, "job", jobs[0].id).split())
             assert "Estimate 1h30m" in text and "Preemptible yes" in text
-            assert "Signal USR1, 2m before it is ended for another job" in text
+            assert "Signal USR1, 2m before it is ended" in text
         finally:
             for run in scene.runs:
                 run.close()

@@ -75,7 +75,7 @@ def test_field_and_retry_are_read():
         ("UNKNOWN", "Received http2 header with status: HTTP status 404", errors.ServerMismatch),
         ("UNIMPLEMENTED", "Method not found!", errors.ServerMismatch),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", errors.ServerUnavailable),
-        ("RESOURCE_EXHAUSTED", "Received message larger than max", errors.LimitReached),
+        ("RESOURCE_EXHAUSTED", "Received message larger than max (2 vs. 1)", errors.InvalidRequest),
     ],
 )
 def test_the_librarys_own_answers(code, message, kind):

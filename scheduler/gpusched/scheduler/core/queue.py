@@ -90,7 +90,7 @@ class JobQueue:
         self._found: dict[JobId, JobClass] = {}
         #: Of each lane, those who are not in line: they have a place in the order, and no position.
         self._aside: dict[Lane, RankedList[Key]] = {}
-        #: Those of them that are not sorted in yet, in the order in which they were added.
+        #: The last of them while it is not sorted in yet; others wait for that, lest what is known of a class be lost.
         self._late: dict[JobId, Job] = {}
         #: How many of them a pass may start; the others have a gate.
         self.considered = 0
@@ -117,6 +117,7 @@ class JobQueue:
 
     def add(self, job: Job) -> None:
         """Let a job wait. One that is not awake has a position and is not considered."""
+        self._sort_in()
         self.place(job)
         self._jobs[job.id] = self._late[job.id] = job
         if job.lane not in self.lane_index:
@@ -148,6 +149,7 @@ class JobQueue:
         del self._jobs[job.id]
         late = self._late.pop(job.id, None) is not None
         if not late:
+            self._sort_in()
             self._lanes[job.lane].remove(job.key)
         if job.awake:
             self.considered -= 1
@@ -205,9 +207,7 @@ class JobQueue:
         return self._found[job.id]
 
     def class_for(self, job: Job) -> JobClass:
-        """The same for a look: a job that came alone need not be in its class yet, nor the class among the others."""
-        if len(self._late) > 1:
-            self._sort_in()
+        """The same for a look: the last job need not be in its class yet, nor the class among the others."""
         found = self._found.get(job.id)
         if found is None:
             name = (job.spec.request, job.lane, None if self._group is None else self._group(job))
