@@ -21,7 +21,7 @@ from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
-from gpusched.scheduler.core.queue import JobClass, JobQueue, Verdict, limit_of
+from gpusched.scheduler.core.queue import ClassId, JobClass, JobQueue, Verdict, limit_of
 
 #: So many waiting jobs have a booking, from the first on.
 DEPTH = 1000
@@ -96,6 +96,8 @@ class Bookings:
             aside: whether a class waits for devices that must be mended or brought back, and for long enough.
         """
         depth = DEPTH_COUNTED if pool.counting else DEPTH
+        if aside is not None and (gone := {found.id for found in queue.classes.values() if aside(found)}):
+            left_out = _or_of(gone, queue, left_out)
         waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), depth))
         self._update(waiting, pool, ends, now)
         first: Job | None = None
@@ -113,8 +115,6 @@ class Bookings:
                     yield Start(job, devices, tuple(passed))
                     continue
             found = queue.class_of(job)
-            if aside is not None and aside(found):
-                continue  # it is in nobody's way
             if job.key == found.keys.first():  # a class is told of as its first job is
                 found.verdict = Verdict.WAITS if first is None else Verdict.BEHIND
                 found.blocked_by = None if first is None else first.id
@@ -140,7 +140,7 @@ class Bookings:
         assert self._profile is not None
         index, lane, last_key = queue.lane_index, queue.lane_index[last.lane], last.key
         for found in list(queue.classes.values()):
-            if index[found.lane] < lane:
+            if index[found.lane] < lane or found.verdict is Verdict.SET_ASIDE:
                 continue
             key = found.keys.after(last_key) if found.lane == last.lane else found.keys.first()
             if key is not None:
@@ -274,3 +274,8 @@ class Bookings:
         # A moment late, as timers are, is a moment later at its end.
         profile.take(booking.hold, booking.end, end)
         self._running[booking.job.id] = _Run(end, booking.hold)
+
+
+def _or_of(classes: set[ClassId], queue: JobQueue, left_out: Callable[[Job], bool] | None) -> Callable[[Job], bool]:
+    """Whether a job is left out, or of one of some classes: those that are set aside are in nobody's way."""
+    return lambda job: queue.class_of(job).id in classes or (left_out is not None and left_out(job))
