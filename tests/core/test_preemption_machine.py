@@ -373,7 +373,8 @@ class PreemptionMachine(RuleBasedStateMachine):
             if not over:
                 self.act(ev.Tick())
             for job in [job for job in self.engine.running.values() if job.lease and job.lease.epoch in over]:
-                assert job.lease is not None
+                if job.lease is None:
+                    continue  # the end of another has just had it make room, without any grace
                 self.act(ev.Release(job.id, job.lease.epoch, Outcome(0)))
         self.box.now = until
         self.act(ev.Tick())
@@ -527,6 +528,7 @@ def test_preemption_machine() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_preemption_machine_for_longer() -> None:
     run_state_machine_as_test(
         PreemptionMachine, settings=settings(max_examples=600, stateful_step_count=60, deadline=None)
