@@ -96,7 +96,13 @@ class Bookings:
             aside: whether a class waits for devices that must be mended or brought back, and for long enough.
         """
         depth = DEPTH_COUNTED if pool.counting else DEPTH
-        if aside is not None and (gone := {found.id for found in queue.classes.values() if aside(found)}):
+        gone: set[ClassId] = set()
+        for found in queue.classes.values() if aside is not None else ():
+            if aside is not None and aside(found):
+                gone.add(found.id)
+            elif found.verdict is Verdict.SET_ASIDE:
+                found.verdict = Verdict.UNSEEN  # what it waits for is back
+        if gone:
             left_out = _or_of(gone, queue, left_out)
         waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), depth))
         self._update(waiting, pool, ends, now)
