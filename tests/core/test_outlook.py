@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.support import Box, make_spec
+from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.jobs import JobId
 from gpusched.scheduler.core.outlook import DEPTH, NOTHING
@@ -167,3 +168,21 @@ def test_who_may_not_start_is_in_nobodys_way(box: Callable[..., Box]) -> None:
     b.submit(1, user="alice")
     late = b.submit(1, user="carol", time_limit=10.0)
     assert b.engine.outlook.of(b.job(late), b.now).forecast == b.now + 100
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_what_is_kept_for_somebody_is_nobody_elses(box: NewBox, backfill: str) -> None:
+    knobs = PolicySettings("priority", backfill, aging=0.0, preemption=True, preempt_after=0.0, preempt_grace=60.0)
+    b = box("2", policy=knobs)
+    low = b.submit(1, time_limit=300.0, preemptible=True)
+    b.submit(1, time_limit=500.0)
+    b.wait(100)
+    high = b.submit(1, time_limit=30.0, priority=1)
+    behind = b.submit(1, time_limit=50.0)
+    assert [notice.job for notice in b.claim(do.Notify)] == [low] and high in b.engine.claims
+    assert told(b, high) == (60.0, 60.0), "when the victim's grace is over"
+    assert told(b, behind) == (90.0, 90.0), "when that one is done, not when the victim goes"
+    job, _ = b.engine.dry_run(make_spec(1, time_limit=9.0), b.now)
+    assert b.engine.outlook.tried(job, b.now).forecast == b.now + 140.0
+    b.wait(60)
+    assert b.claim(do.Ended, low) and high in b.running and told(b, behind)[1] == 30.0

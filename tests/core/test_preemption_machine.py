@@ -485,8 +485,10 @@ class PreemptionMachine(RuleBasedStateMachine):
             before, were = self.promises.get(number, (float("inf"), ahead))
             if at is None:
                 if engine.slots == 0 and number in self.promises:
-                    # A pass that may start nobody says nothing; what was told before holds all the same.
-                    promises[number] = self.promises[number]
+                    # A pass that may start nobody says nothing; what was told before holds all the same, unless
+                    # somebody comes before it now, who may start before anything is said again.
+                    if ahead <= were:
+                        promises[number] = self.promises[number]
                 elif before < float("inf") and ahead <= were:
                     raise AssertionError(f"job {number} was promised {before}, and now nothing")
                 continue

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.profile import NEVER, form_for, profile_of
 from gpusched.scheduler.core.queue import Verdict, limit_of
+from gpusched.scheduler.core.sharing import part
 
 if TYPE_CHECKING:
     from gpusched.scheduler.core.ground import Ground
@@ -152,6 +153,7 @@ class Outlook:
         waiting = list(waiting)
         limits = _Limits(ground)
         profile = profile_of(form_for(ground.pool, (job.request for job in waiting)), ground.pool, now)
+        claimed = {uuid for claim in ground.claims.values() for uuid in claim.devices}
         for job in ground.running.values():
             lease = job.lease
             assert lease is not None
@@ -161,13 +163,28 @@ class Outlook:
                 end = now + OUTLIVED * (now - lease.granted_at)
                 if lease.expires_at is not None:
                     end = max(now, min(end, lease.expires_at))
+            if job.preempting is not None:
+                end = max(now, min(end, job.preempting[1]))
             limits.hold(job, end)
             if end != NEVER:
-                profile.give(profile.hold_of(lease.devices), end, NEVER)
+                # What is kept for somebody comes to nobody else.
+                rest = part(lease.devices, {*lease.devices} - claimed) if claimed else lease.devices
+                profile.give(profile.hold_of(rest), end, NEVER)
         starts: dict[JobId, float] = {}
+        for claim in ground.claims.values():
+            job = ground.jobs[claim.job]
+            starts[job.id] = begin = max(now, claim.until)
+            end = begin + duration(job)
+            limits.hold(job, end)
+            if end != NEVER:
+                profile.give(profile.hold_of(claim.devices), end, NEVER)
         after: dict[frozenset[str], float] = {}
         for job in waiting:
             eligible = ground.pool.eligible(job.request)
+            if job.id in starts:
+                if strict:
+                    after[eligible] = max(starts[job.id], after.get(eligible, now))
+                continue
             begin = now
             if strict:
                 begin = max((at for other, at in after.items() if not eligible.isdisjoint(other)), default=now)
