@@ -31,7 +31,7 @@ from gpusched.scheduler.core.model import Condition
 from gpusched.scheduler.core.policy import PolicySettings, Quota
 from gpusched.scheduler.core.pool import Device
 from gpusched.scheduler.core.preemption import Claim
-from gpusched.scheduler.core.queue import Verdict
+from gpusched.scheduler.core.queue import Verdict, limit_of
 from gpusched.scheduler.core.states import Outcome, Queued, Running, State
 
 PICK = st.integers(0, 999)
@@ -90,8 +90,6 @@ class PreemptionMachine(RuleBasedStateMachine):
         #: Who counted in the last plan, in order, and what else a plan depends on.
         self.planned: list[JobId] = []
         self.ground: object = None
-        #: For whom a job was preempted, while something is kept for that one.
-        self.made_room: dict[JobId, JobId] = {}
 
     @property
     def engine(self) -> Engine:
@@ -127,9 +125,6 @@ class PreemptionMachine(RuleBasedStateMachine):
         for claim in claims.values():
             if claim.job not in self.engine.claims and claim.job not in started:
                 self.judge_lost_claim(claim, list(claims.values()), usage)
-        for victim in [each for each, head in self.made_room.items() if head not in self.engine.claims]:
-            if self.made_room[victim] not in started:
-                del self.made_room[victim]
         self.excuse(order, started)
         if claims != self.engine.claims:
             self.promises = {}
@@ -137,7 +132,6 @@ class PreemptionMachine(RuleBasedStateMachine):
             if isinstance(effect, do.Granted | do.StartRun):
                 job = self.engine.jobs[effect.job]
                 self.judge_start(job, effect.lease.devices, kept, usage)
-                self.judge_return(job, effect.lease.devices, started)
                 usage[job.id] = (job.spec.owner.name, len(effect.lease.devices))
             if isinstance(effect, do.Ended):
                 usage.pop(effect.job, None)
@@ -152,7 +146,7 @@ class PreemptionMachine(RuleBasedStateMachine):
         kept: dict[str, JobId],
         usage: dict[JobId, tuple[str, int]],
     ) -> None:
-        """What was kept for another was not snatched, and no quota is exceeded.
+        """What was kept for another was not snatched, by who made room for him least of all; no quota is exceeded.
 
         That a claim is not dropped without need, so that its devices are anybody's, is judged where that happens.
         """
@@ -193,14 +187,6 @@ class PreemptionMachine(RuleBasedStateMachine):
                 return
         raise AssertionError(f"job {job.id} waits, its devices may come, and they are kept for it no more")
 
-    def judge_return(self, job: Job, devices: tuple[str, ...], started: list[JobId]) -> None:
-        """Who was preempted for another does not start again on what that one could use, while it is to have it."""
-        head = self.engine.jobs.get(self.made_room.get(job.id, job.id))
-        if head is None or head is job or not isinstance(head.status, Queued) or not head.awake:
-            return
-        useful = self.engine.pool.eligible(head.request)
-        assert useful.isdisjoint(devices), f"job {job.id} made room for job {head.id}, and starts before it"
-
     def make_pass(self) -> None:
         before = {job.id: (job.preempting, job.lease) for job in self.engine.running.values()}
         heard = len(self.box.effects)
@@ -218,7 +204,6 @@ class PreemptionMachine(RuleBasedStateMachine):
             new = set(claim.victims) & set(told)
             if new:
                 assert new == set(claim.victims)
-                self.made_room |= dict.fromkeys(claim.victims, claim.job)
                 self.judge_claim(self.engine.jobs[claim.job], [self.engine.jobs[each] for each in claim.victims])
         assert set(told) <= {each for claim in self.engine.claims.values() for each in claim.victims}
 
@@ -473,6 +458,8 @@ class PreemptionMachine(RuleBasedStateMachine):
         serving = frozenset(device.uuid for device in pool if self.serviceable(device))
         ground = (serving, self.policy, engine.paused, frozenset(engine.claims))
         overdue = any(job.lease and (job.lease.expires_at or now) < now for job in engine.running.values())
+        # Who cannot start on what is kept for him, since it must be mended, holds the rest of it beyond the time.
+        overdue |= any(claim.until + limit_of(engine.jobs[claim.job]) < now for claim in engine.claims.values())
         counted = self.counted()
         stayed = [number for number in self.planned if number in counted]
         reordered = engine.bookings is not None and stayed != counted[: len(stayed)]
