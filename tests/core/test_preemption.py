@@ -391,6 +391,20 @@ def test_a_slot_freed_for_somebody_is_his(box: Boxes) -> None:
     assert b.running == [stays, high]
 
 
+def test_nothing_is_kept_for_a_job_beyond_its_owners_quota(box: Boxes) -> None:
+    """A pass in which no slot is left says nothing of quotas, and what is kept counts towards them."""
+    b = box("2xH100", "1xA100", max_running=2, policy=policy(user_jobs=2))
+    low = b.submit(3, user="carol", preemptible=True)
+    high = b.submit(1, model="h100", priority=1)
+    assert victims(b) == [low]
+    b.cancel(high)
+    first = b.submit(1, model="h100", user="carol")
+    second = b.submit(1, model="a100", user="carol")
+    assert set(b.engine.claims) == {first}, "and not for both in turn, pass after pass"
+    b.wait(GRACE)
+    assert b.claim(do.Ended, low) and b.running == [first, second]
+
+
 def test_while_paused_the_hold_stays(box: Boxes) -> None:
     b = box("1", policy=policy())
     low = b.submit(1, preemptible=True)

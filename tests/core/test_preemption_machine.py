@@ -255,6 +255,10 @@ class PreemptionMachine(RuleBasedStateMachine):
         for job in engine.queue:
             if not job.awake or engine.queue.class_of(job).verdict.name in ("QUOTA", "SET_ASIDE"):
                 continue
+            # A pass in which no slot is left does not say of a class that its owner has all that he may.
+            quotas = engine.quotas if job.id not in engine.claims else None
+            if quotas is not None and quotas.excess(job.spec.owner.name, job.request.gpus) is not None:
+                continue
             eligible = engine.pool.eligible(job.request)
             head = eligible.isdisjoint(blocked)
             blocked |= eligible

@@ -61,7 +61,7 @@ def make_room(engine: Moves, now: float) -> None:
             limit is not None and head.submitted_at + limit <= now + policy.preempt_grace
         )
         # A share, or something of a host, cannot be kept for anybody (docs/scheduling.md, "Preemption").
-        if head.id in engine.claims or gives_up or head.request.counted:
+        if head.id in engine.claims or gives_up or head.request.counted or _is_over_quota(engine, head):
             continue
         promised = {uuid for claim in engine.claims.values() for uuid in claim.devices}
         choice = choose(head, engine.pool, running, policy, now, promised=promised, away=engine.absent)
@@ -85,11 +85,19 @@ def heads(engine: Moves) -> list[Job]:
     blocked: set[str] = set()
     for _, key, _, found in sorted(firsts):
         assert key is not None
+        job = queue.job(key)
+        # A pass that may start nobody looks at nobody, so that what it says of quotas may be old.
+        if job.id not in engine.claims and _is_over_quota(engine, job):
+            continue
         eligible = pool.eligible(found.request)
         if eligible.isdisjoint(blocked):
-            out.append(queue.job(key))
+            out.append(job)
         blocked |= eligible
     return out
+
+
+def _is_over_quota(engine: Moves, job: Job) -> bool:
+    return engine.quotas is not None and engine.quotas.excess(job.spec.owner.name, job.request.gpus) is not None
 
 
 def end(engine: Moves, job_id: JobId) -> None:
