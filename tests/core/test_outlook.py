@@ -11,7 +11,7 @@ from core.support import Box, make_spec
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.jobs import JobId
-from gpusched.scheduler.core.outlook import DEPTH, NOTHING
+from gpusched.scheduler.core.outlook import DEPTH, DEPTH_COUNTED, NOTHING
 from gpusched.scheduler.core.policy import PolicySettings, Quota
 
 NewBox = Callable[..., Box]
@@ -96,6 +96,19 @@ def test_far_back_the_work_ahead_is_counted(box: NewBox) -> None:
     assert planned == 98.0 + 10.0 * (DEPTH / 2 - 1)
     # Each of the others is 20 GPU-seconds on four GPUs.
     assert beyond is not None and beyond == pytest.approx(planned + 99 * 5.0)
+    job, _ = b.engine.dry_run(make_spec(2, time_limit=10.0), b.now)
+    tried = b.engine.outlook.tried(job, b.now)
+    assert tried.forecast == pytest.approx(b.now + planned + 100 * 5.0), "not as if only those that are planned waited"
+    assert tried.promise is None
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_shares_are_planned_less_deep(box: NewBox, backfill: str) -> None:
+    b = box("2", policy=PolicySettings("fifo", backfill))
+    b.submit(2, time_limit=100.0)
+    jobs = [b.submit(1, shared=True, memory=30, time_limit=10.0 + i / 10) for i in range(DEPTH_COUNTED + 60)]
+    times = [told(b, job)[1] for job in jobs]
+    assert None not in times and times[0] == 100.0 and sorted(times) == times, "later ones are told nothing earlier"  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])

@@ -29,6 +29,11 @@ DEPTH = 1000
 DEPTH_COUNTED = 100
 
 
+def depth_of(pool: Pool) -> int:
+    """How many waiting jobs have a booking."""
+    return DEPTH_COUNTED if pool.counting else DEPTH
+
+
 @dataclass(slots=True)
 class _Booking:
     job: Job
@@ -95,7 +100,7 @@ class Bookings:
             left_out: whether a waiting job is to have no booking now.
             aside: whether a class waits for devices that must be mended or brought back, and for long enough.
         """
-        depth = DEPTH_COUNTED if pool.counting else DEPTH
+        depth = depth_of(pool)
         gone: set[ClassId] = set()
         for found in queue.classes.values() if aside is not None else ():
             if aside is not None and aside(found):

@@ -15,6 +15,7 @@ from gpusched.scheduler.core import admission, recovery
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.backfill import Start
+from gpusched.scheduler.core.bookings import depth_of
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
@@ -145,7 +146,9 @@ class Engine(Upkeep):
                 return None
             return self.pool.place(job.request, self.pool.available_but(self._make_pass(now).wanted()))
         bookings = self.bookings
-        last = self.queue.rank(job) == len(self.queue) and not self.pass_wanted
+        rank = self.queue.rank(job)
+        # One that comes last, or behind all bookings, changes none of them.
+        last = (rank == len(self.queue) or rank >= depth_of(self.pool)) and not self.pass_wanted
         if last and bookings is not None and bookings.plans(job.request, self.pool):
             return bookings.room_for(job, now)
         at = self.outlook.booking(job, now)

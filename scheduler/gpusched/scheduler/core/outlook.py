@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from gpusched.scheduler.core.bookings import depth_of
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.profile import NEVER, form_for, profile_of
 from gpusched.scheduler.core.queue import Verdict, limit_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: So many jobs from the front are planned; beyond, the forecast goes by the work ahead.
 DEPTH = 200
+#: The same where parts of devices or of hosts are asked for: each of these costs some ten times as much to plan.
+DEPTH_COUNTED = 50
 #: A plan is used for so long, in seconds, however much happens meanwhile.
 KEEP = 1.0
 #: The same, where somebody asks who was not there when it was made.
@@ -67,14 +70,10 @@ class Outlook:
         ground = self._ground
         if not job.awake or ground.paused is not None or ground.halted is not None:
             return NOTHING
-        age = now - self._made_at
-        new = self._made_at < job.submitted_at and len(self._forecasts) < DEPTH
-        if not 0 <= age < (KEEP_NEW if new else KEEP):
-            self._make(now)
+        self._refresh(now, new=self._made_at < job.submitted_at and len(self._forecasts) < self._depth)
         forecast = self._forecasts.get(job.id)
-        if forecast is None and len(self._forecasts) == DEPTH:
-            ahead = ground.queue.rank(job) - DEPTH
-            forecast = self._last + max(0, ahead) * self._work / max(1, len(ground.pool.devices))
+        if forecast is None:
+            forecast = self._beyond(job)
         promise = self._promise(job)
         if promise is not None and forecast is not None:
             forecast = min(forecast, promise)
@@ -87,7 +86,11 @@ class Outlook:
         ground = self._ground
         if ground.paused is not None or ground.halted is not None:
             return NOTHING
-        ahead = self._ahead(job)
+        if ground.queue.rank(job) > self._depth:
+            self._refresh(now)
+            forecast = self._beyond(job)
+            return Expected(None, None if forecast is None else max(now, forecast))
+        ahead = self._ahead(job, self._depth)
         strict = ground.settings.policy.backfill == "none"
         forecast = self._plan([*ahead, job], now, self._duration, strict=strict).get(job.id)
         promise = None
@@ -99,11 +102,27 @@ class Outlook:
 
     def booking(self, job: Job, now: float) -> float | None:
         """When a job that is not in the queue would start at the latest, as far as devices tell; None for never."""
-        return self._plan([*self._ahead(job), job], now, limit_of, strict=False).get(job.id)
+        ahead = self._ahead(job, depth_of(self._ground.pool))
+        return self._plan([*ahead, job], now, limit_of, strict=False).get(job.id)
 
-    def _ahead(self, job: Job) -> list[Job]:
+    @property
+    def _depth(self) -> int:
+        return DEPTH_COUNTED if self._ground.pool.counting else DEPTH
+
+    def _refresh(self, now: float, *, new: bool = False) -> None:
+        if not 0 <= now - self._made_at < (KEEP_NEW if new else KEEP):
+            self._make(now)
+
+    def _beyond(self, job: Job) -> float | None:
+        """When a job starts that has more before it than are planned, if all those do: work goes on like that."""
+        if len(self._forecasts) < self._depth:
+            return None
+        behind = max(0, self._ground.queue.rank(job) - self._depth)
+        return self._last + behind * self._work / max(1, len(self._ground.pool.devices))
+
+    def _ahead(self, job: Job, depth: int) -> list[Job]:
         queue = self._ground.queue
-        return [each for each in islice(queue, min(queue.rank(job), DEPTH)) if each.awake]
+        return [each for each in islice(queue, min(queue.rank(job), depth)) if each.awake]
 
     def _promise(self, job: Job) -> float | None:
         ground = self._ground
@@ -129,9 +148,9 @@ class Outlook:
         return easy or not ground.settings.max_running
 
     def _make(self, now: float) -> None:
-        ground = self._ground
+        ground, depth = self._ground, self._depth
         self._made_at = now
-        waiting = [job for job in islice(ground.queue, DEPTH * 2) if job.awake][:DEPTH]
+        waiting = [job for job in islice(ground.queue, depth * 2) if job.awake][:depth]
         strict = ground.settings.policy.backfill == "none"
         self._forecasts = self._plan(waiting, now, self._duration, strict=strict)
         self._promises = self._plan(waiting, now, limit_of, strict=True) if strict else {}
