@@ -11,11 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, recovery
+from gpusched.scheduler.core import admission, recovery, trial
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
-from gpusched.scheduler.core.backfill import Start
-from gpusched.scheduler.core.bookings import depth_of
 from gpusched.scheduler.core.deadlines import Due
 from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
@@ -96,63 +94,8 @@ class Engine(Upkeep):
         recovery.restore(self, jobs, settings, now, shift, mark)
 
     def dry_run(self, spec: JobSpec, now: float) -> tuple[Job, tuple[str, ...] | None]:
-        """What would become of a job if it were submitted now: the same pass on the same state, then undone.
-
-        Returns:
-            The job as it would be, in the queue's order though not in it, and its devices, None if it would wait.
-        """
-        admission.check(spec, self.pool, self.settings)
-        if self.quotas is not None:
-            self.quotas.check(spec.owner.name, spec.request.gpus)
-        job = self._new_job(spec, now)
-        taken: list[Start] = []
-        got: tuple[str, ...] | None = None
-        findings = self.queue.findings()
-        job.expected = self.estimates.of(job)
-        if self.bookings is not None:
-            return job, self._try_booking(job, now)
-        self.queue.add(job)
-        if self._may_start:
-            for start in self._make_pass(now).starts():
-                self.pool.take(start.devices, start.job.id)
-                if self.quotas is not None:
-                    self.quotas.take(start.job.spec.owner.name, len(start.devices))
-                self.queue.remove(start.job)
-                limit = start.job.time_limit
-                self.ends.add(start.job.id, None if limit is None else now + limit, start.devices)
-                taken.append(start)
-                if start.job is job:
-                    got = start.devices
-        for start in taken:
-            self.ends.remove(start.job.id)
-            self.pool.untake(start.devices, start.job.id)
-            if self.quotas is not None:
-                self.quotas.give_back(start.job.spec.owner.name, len(start.devices))
-            if start.job is not job:
-                self.queue.add(start.job)
-        if got is None:
-            self.queue.remove(job)
-        self.queue.put_back(findings)
-        return job, got
-
-    def _try_booking(self, job: Job, now: float) -> tuple[str, ...] | None:
-        """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
-        self.queue.place(job)
-        if not self._may_start or self.slots == 0:
-            return None
-        over = None if self.quotas is None else self.quotas.excess(job.spec.owner.name, job.request.gpus)
-        if over is not None:
-            if over.jobs or not self.settings.policy.borrow:
-                return None
-            return self.pool.place(job.request, self.pool.available_but(self._make_pass(now).wanted()))
-        bookings = self.bookings
-        rank = self.queue.rank(job)
-        # One that comes last, or behind all bookings, changes none of them.
-        last = (rank == len(self.queue) or rank >= depth_of(self.pool)) and not self.pass_wanted
-        if last and bookings is not None and bookings.plans(job.request, self.pool):
-            return bookings.room_for(job, now)
-        at = self.outlook.booking(job, now)
-        return self.pool.place(job.request) if at is not None and at <= now else None
+        """What would become of a job if it were submitted now. See `trial.dry_run`."""
+        return trial.dry_run(self, self._new_job, spec, now)
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""What would become of a job: the same pass on the same state, then undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gpusched.scheduler.core import admission
+from gpusched.scheduler.core.backfill import Start
+from gpusched.scheduler.core.bookings import depth_of
+from gpusched.scheduler.core.jobs import Job, JobSpec
+
+if TYPE_CHECKING:
+    from gpusched.scheduler.core.duties import Duties
+
+
+def dry_run(
+    engine: Duties, make: Callable[[JobSpec, float], Job], spec: JobSpec, now: float
+) -> tuple[Job, tuple[str, ...] | None]:
+    """Try a submit. Nothing of the engine's state is changed by it.
+
+    Args:
+        engine: where it is tried.
+        make: a job of a spec, as a submit makes it.
+        spec: what is asked for.
+        now: seconds of the engine's clock.
+
+    Returns:
+        The job as it would be, in the queue's order though not in it, and its devices, None if it would wait.
+
+    Raises:
+        DomainError: a submit would be refused.
+    """
+    admission.check(spec, engine.pool, engine.settings)
+    if engine.quotas is not None:
+        engine.quotas.check(spec.owner.name, spec.request.gpus)
+    job = make(spec, now)
+    job.expected = engine.estimates.of(job)
+    if engine.bookings is not None:
+        return job, _try_booking(engine, job, now)
+    queue, pool, quotas = engine.queue, engine.pool, engine.quotas
+    taken: list[Start] = []
+    got: tuple[str, ...] | None = None
+    findings = queue.findings()
+    queue.add(job)
+    if engine._may_start:
+        for start in engine._make_pass(now).starts():
+            pool.take(start.devices, start.job.id)
+            if quotas is not None:
+                quotas.take(start.job.spec.owner.name, len(start.devices))
+            queue.remove(start.job)
+            limit = start.job.time_limit
+            engine.ends.add(start.job.id, None if limit is None else now + limit, start.devices)
+            taken.append(start)
+            if start.job is job:
+                got = start.devices
+    for start in taken:
+        engine.ends.remove(start.job.id)
+        pool.untake(start.devices, start.job.id)
+        if quotas is not None:
+            quotas.give_back(start.job.spec.owner.name, len(start.devices))
+        if start.job is not job:
+            queue.add(start.job)
+    if got is None:
+        queue.remove(job)
+    queue.put_back(findings)
+    return job, got
+
+
+def _try_booking(engine: Duties, job: Job, now: float) -> tuple[str, ...] | None:
+    """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
+    queue, pool, bookings = engine.queue, engine.pool, engine.bookings
+    queue.place(job)
+    if not engine._may_start or engine.slots == 0:
+        return None
+    over = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, job.request.gpus)
+    if over is not None:
+        if over.jobs or not engine.settings.policy.borrow:
+            return None
+        return pool.place(job.request, pool.available_but(engine._make_pass(now).wanted()))
+    rank = queue.rank(job)
+    # One that comes last, or behind all bookings, changes none of them.
+    last = (rank == len(queue) or rank >= depth_of(pool)) and not engine.pass_wanted
+    if last and bookings is not None and bookings.plans(job.request, pool):
+        return bookings.room_for(job, now)
+    at = engine.outlook.booking(job, now)
+    return pool.place(job.request) if at is not None and at <= now else None
