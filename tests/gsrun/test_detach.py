@@ -54,9 +54,16 @@ def test_detach(idle: Server, stub: Stub, tmp_path: Path) -> None:
 
 
 def test_quiet_prints_the_id_alone(idle: Server, stub: Stub) -> None:
-    done = detach(idle, "-q", "true")
+    done = detach(idle, "-q", "--signal", "USR1@5s", "true")
     assert (done.returncode, done.stderr) == (0, "")
     assert ended(stub, done.stdout.strip()).state == job_pb2.JOB_STATE_COMPLETED
+
+
+@pytest.mark.parametrize(("more", "said"), [((), True), (("--time", "1h"), False), (("--preemptible",), False)])
+def test_a_signal_that_can_never_come(idle: Server, stub: Stub, more: tuple[str, ...], said: bool) -> None:
+    done = detach(idle, "--signal", "USR1@5s", *more, "true")
+    assert done.returncode == 0 and ended(stub, done.stdout.strip()).state == job_pb2.JOB_STATE_COMPLETED
+    assert ("--signal has no effect without --time or --preemptible" in done.stderr) == said
 
 
 def test_other_address_is_named(idle: Server, stub: Stub) -> None:

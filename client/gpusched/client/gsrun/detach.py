@@ -12,7 +12,7 @@ from gpusched.client.gsrun.options import Options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpusched.v1 import scheduler_pb2
+    from gpusched.v1 import job_pb2, scheduler_pb2
 
 CALL_SECONDS = 10.0
 TRY_SECONDS = 3.0
@@ -34,18 +34,21 @@ def run(options: Options, address: str) -> NoReturn:
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        job_id = _submit(options, address)
+        job = _submit(options, address)
     except _Failed as failure:
         _say(f"gsrun: {failure}")
         os._exit(failure.code)
-    _write(1, f"{job_id}\n")
+    _write(1, f"{job.id}\n")
     if not options.quiet:
+        # The answer has the limit that the scheduler sets where none was asked for.
+        if options.signal and not (job.HasField("time_limit") or job.preemptible):
+            _say("gsrun: --signal has no effect without --time or --preemptible")
         url = f" --url {options.url}" if options.url else ""
-        _say(f"gsrun: queued as job {job_id}; follow it with: gpusched{url} logs -f {job_id}")
+        _say(f"gsrun: queued as job {job.id}; follow it with: gpusched{url} logs -f {job.id}")
     os._exit(0)
 
 
-def _submit(options: Options, address: str) -> str:
+def _submit(options: Options, address: str) -> job_pb2.Job:
     request = _request(options)
     from gpusched.client.autostart import AutostartFailed, ensure_server
     from gpusched.client.errors import GpuschedError
@@ -64,7 +67,7 @@ def _submit(options: Options, address: str) -> str:
         raise _Failed(asking.in_our_words(addressed(error, address)), asking.exit_code(error)) from None
 
 
-def _persist(address: str, request: scheduler_pb2.SubmitRequest, say: Callable[[str], None]) -> str:
+def _persist(address: str, request: scheduler_pb2.SubmitRequest, say: Callable[[str], None]) -> job_pb2.Job:
     """Submit, and again for a moment if the scheduler went away meanwhile: by its id it is one job, however often it
     was heard. Raises GpuschedError.
     """
@@ -84,7 +87,7 @@ def _persist(address: str, request: scheduler_pb2.SubmitRequest, say: Callable[[
         time.sleep(PAUSE_SECONDS)
 
 
-def _call(address: str, request: scheduler_pb2.SubmitRequest) -> str:
+def _call(address: str, request: scheduler_pb2.SubmitRequest) -> job_pb2.Job:
     """Raises GpuschedError."""
     import grpc
 
@@ -97,7 +100,8 @@ def _call(address: str, request: scheduler_pb2.SubmitRequest) -> str:
             answer: Any = scheduler_pb2_grpc.SchedulerStub(channel).Submit(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        return str(answer.job.id)
+        job: job_pb2.Job = answer.job
+        return job
 
 
 def _request(options: Options) -> scheduler_pb2.SubmitRequest:
