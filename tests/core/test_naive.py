@@ -45,7 +45,8 @@ class NaivePlan:
         """
         ended = [self.running.pop(number) for number in self.running.keys() - running]
         left = [self.booked.pop(number) for number in self.booked.keys() - {job.id for job in waiting}]
-        room = bool(left) or any(span.end > now for span in ended)
+        # An end just in time opens no hole, but who came forward at the last one may have left one to those before him.
+        room = bool(left or ended)
         for job in waiting:
             booking = self.booked.get(job.id)
             if booking is None or (room and booking.start > now):

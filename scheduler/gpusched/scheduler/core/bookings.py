@@ -48,6 +48,27 @@ class _Run:
     hold: Hold
 
 
+class _Blockers:
+    """Who waits already, for those who come after them to be told of."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._wanted: frozenset[str] = frozenset()
+        self._jobs: list[tuple[frozenset[str], JobId]] = []
+
+    def judge(self, found: JobClass) -> None:
+        """Whether the first of a class waits behind somebody who could use what it could use."""
+        eligible = self._pool.eligible(found.request)
+        ahead = next((job for devices, job in self._jobs if not devices.isdisjoint(eligible)), None)
+        found.verdict, found.blocked_by = Verdict.WAITS if ahead is None else Verdict.BEHIND, ahead
+
+    def add(self, found: JobClass, job: Job) -> None:
+        eligible = self._pool.eligible(found.request)
+        if not eligible <= self._wanted:
+            self._wanted |= eligible
+            self._jobs.append((eligible, job.id))
+
+
 class Bookings:
     """The plan for all waiting jobs, kept from pass to pass."""
 
@@ -58,11 +79,23 @@ class Bookings:
         self._form: type[Profile] | None = None
         self._capacity = -1
         self._order: list[JobId] = []
+        #: A hole has opened since the plan was last compressed.
+        self._holes = False
+        #: Somebody came forward then, so that those before him may be able to now.
+        self._loose = False
 
     def start_of(self, job: Job) -> float | None:
         """When a waiting job starts at the latest, None if that is not known (work without a limit is in the way)."""
         booking = self._booked.get(job.id)
         return None if booking is None else booking.start
+
+    def refit(self, job: Job) -> None:
+        """The time limit of a waiting job has changed: its booking is made anew, the others' stay."""
+        booking = self._booked.pop(job.id, None)
+        if booking is not None:
+            assert self._profile is not None
+            self._profile.give(booking.hold, booking.start, booking.end)
+            self._holes = True
 
     def plans(self, request: Request, pool: Pool) -> bool:
         """Whether the plan tells enough for a request, so that it will not be made anew in another form."""
@@ -111,7 +144,7 @@ class Bookings:
             left_out = _or_of(gone, queue, left_out)
         waiting = list(islice((job for job in queue if job.awake and not (left_out and left_out(job))), depth))
         self._update(waiting, pool, ends, now)
-        first: Job | None = None
+        blockers = _Blockers(pool)
         passed: list[Job] = []
         for job in waiting:
             if left_out and left_out(job):
@@ -127,14 +160,13 @@ class Bookings:
                     continue
             found = queue.class_of(job)
             if job.key == found.keys.first():  # a class is told of as its first job is
-                found.verdict = Verdict.WAITS if first is None else Verdict.BEHIND
-                found.blocked_by = None if first is None else first.id
-            first = first or job
+                blockers.judge(found)
+                blockers.add(found, job)
             if len(passed) < 8:
                 passed.append(job)
         self._order = [job.id for job in waiting]
         if len(waiting) == depth:
-            yield from self._beyond(queue, pool, waiting[-1], now, slots, left_out, first, tuple(passed))
+            yield from self._beyond(queue, pool, waiting[-1], now, slots, left_out, blockers, tuple(passed))
 
     def _beyond(
         self,
@@ -144,7 +176,7 @@ class Bookings:
         now: float,
         slots: int | None,
         left_out: Callable[[Job], bool] | None,
-        first: Job | None,
+        blockers: _Blockers,
         passed: tuple[Job, ...],
     ) -> Iterator[Start]:
         """Of each class, start the first jobs that stand behind all bookings and are in the way of none."""
@@ -154,8 +186,8 @@ class Bookings:
             if index[found.lane] < lane or found.verdict is Verdict.SET_ASIDE:
                 continue
             key = found.keys.after(last_key) if found.lane == last.lane else found.keys.first()
-            if key is not None:
-                found.verdict, found.blocked_by = Verdict.BEHIND, None if first is None else first.id
+            if key is not None and key == found.keys.first():
+                blockers.judge(found)
             # Any that comes next, until one does not fit; then only those that are over before the first booking.
             most = NEVER
             while key is not None and slots != 0 and found.request.whole_gpus <= pool.free_total:
@@ -201,11 +233,14 @@ class Bookings:
             self._rebuild(waiting, pool, ends, now, form, keep=not reordered)
             return
         profile.forget(now)
-        early = False
+        early, self._holes = self._holes, False
         for ended in [number for number in self._running if number not in ends]:
             run = self._running.pop(ended)
             if run.end > now:
                 profile.give(run.hold, now, run.end)
+                early = True
+            elif self._loose:
+                # Who has just come forward has left places to those before him: at the next end they have their turn.
                 early = True
         alive = {job.id for job in waiting}
         for left in [number for number in self._booked if number not in alive]:
@@ -256,14 +291,19 @@ class Bookings:
     def _compress(self, waiting: list[Job], now: float) -> None:
         profile = self._profile
         assert profile is not None
+        self._loose = False
         for job in waiting:
             booking = self._booked.pop(job.id, None)
-            if booking is not None:
-                if booking.start <= now:  # it cannot come any earlier
-                    self._booked[job.id] = booking
-                    continue
-                profile.give(booking.hold, booking.start, booking.end)
+            if booking is None:
+                self._book(job, now)
+                continue
+            if booking.start <= now:  # it cannot come any earlier
+                self._booked[job.id] = booking
+                continue
+            profile.give(booking.hold, booking.start, booking.end)
             self._book(job, now)
+            fitted = self._booked.get(job.id)
+            self._loose = self._loose or fitted is None or fitted.start < booking.start
 
     def _book(self, job: Job, now: float) -> None:
         profile = self._profile

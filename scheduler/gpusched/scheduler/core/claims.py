@@ -79,15 +79,17 @@ def heads(engine: Moves) -> list[Job]:
     firsts = [
         (queue.lane_index[found.lane], found.keys.first(), number, found)
         for number, found in enumerate(queue.classes.values())
-        if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE)
     ]
     out: list[Job] = []
     blocked: set[str] = set()
     for _, key, _, found in sorted(firsts):
         assert key is not None
         job = queue.job(key)
-        # A pass that may start nobody looks at nobody, so that what it says of quotas may be old.
-        if job.id not in engine.claims and _is_over_quota(engine, job):
+        if job.id not in engine.claims and (
+            found.verdict in (Verdict.QUOTA, Verdict.SET_ASIDE)
+            # A pass that may start nobody looks at nobody, so that what it says of quotas may be old.
+            or _is_over_quota(engine, job)
+        ):
             continue
         eligible = pool.eligible(found.request)
         if eligible.isdisjoint(blocked):
@@ -112,6 +114,15 @@ def end(engine: Moves, job_id: JobId) -> None:
         engine.quotas.give_back(job.spec.owner.name, job.request.gpus)
     _replan(engine, claim.devices)
     engine._out += [do.DevicesChanged(claim.devices), do.JobChanged(job_id), do.QUEUE_CHANGED]
+
+
+def refit(engine: Moves, job: Job) -> None:
+    """The time limit of a job has changed, for which something may be kept."""
+    claim = engine.claims.get(job.id)
+    if claim is not None:
+        engine.ends.remove(job.id)
+        engine.ends.add(job.id, claim.until + limit_of(job), claim.devices)
+        _replan(engine, ())
 
 
 def _begin(engine: Moves, head: Job, choice: Choice, now: float) -> None:

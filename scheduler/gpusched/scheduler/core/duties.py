@@ -70,6 +70,9 @@ class Duties(Moves):
                 self._last = looked
             else:
                 self._plan_next_booking(now)
+            if started and self.quotas is not None:
+                # Whoever had to wait behind an owner who has now all that he may need not any more.
+                self.pass_wanted = True
             if self.settings.policy.preemption:
                 claims.make_room(self, now)
         if self._impatient:
@@ -97,14 +100,17 @@ class Duties(Moves):
             if found.unavailable_since is not None and (due := found.unavailable_since + after) > now
         ]
         # One moment is enough: those found later are due later, and the pass made then plans the next.
-        if times and self._next_look is None:
-            self._next_look = min(times)
-            self._deadlines.add(self._next_look, Due.LOOK_AGAIN)
+        if times:
+            self._look_again(min(times))
 
     def _plan_next_booking(self, now: float) -> None:
         """A booking comes at a time, not at an event."""
         at = None if self.bookings is None else self.bookings.next_start(now)
-        if at is not None and (self._next_look is None or at < self._next_look):
+        if at is not None:
+            self._look_again(at)
+
+    def _look_again(self, at: float) -> None:
+        if self._next_look is None or at < self._next_look:
             self._next_look = at
             self._deadlines.add(at, Due.LOOK_AGAIN)
 
@@ -153,9 +159,11 @@ class Duties(Moves):
                 if job.gate_at(now) is None:
                     self._regate(job, now, "its time to start has come")
             case Due.PROMOTE, Queued() if not job.starved:
-                self.queue.change(job, _set_starved)
-                self._out.append(do.QUEUE_CHANGED)
-                self.pass_wanted = True
+                at = self.queue.order.promote_at(job)
+                if at is not None and at <= now:  # else it was by another policy
+                    self.queue.change(job, _set_starved)
+                    self._out.append(do.QUEUE_CHANGED)
+                    self.pass_wanted = True
             case Due.CONFIRM, Running(lease=lease, confirmed=False) if lease.epoch == epoch:
                 if job.spec.batch is None:
                     self._withdraw(job, lease, now)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, assert_never
 
-from gpusched.scheduler.core import admission, recovery, trial
+from gpusched.scheduler.core import admission, claims, recovery, trial
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.deadlines import Due
@@ -333,6 +333,9 @@ class Engine(Upkeep):
             job.name = event.name
         if event.time_limit is not None:
             self.queue.change(job, self._set_limit(event.time_limit))
+            if self.bookings is not None:
+                self.bookings.refit(job)
+            claims.refit(self, job)
             self.pass_wanted = True
             self._note(job, now, f"time limit {event.time_limit:g} s{by}")
         if event.held is not None and event.held != job.held:

@@ -77,6 +77,8 @@ def explain(engine: Ground, job: Job) -> Reason | None:
     stopped = _stopped(engine, needed)
     if stopped is not None:
         return stopped
+    if (claim := engine.claims.get(job.id)) is not None:
+        return _claimed(engine, job, claim)
     found = engine.queue.class_of(job)
     first = engine.queue.job(found.keys.first() or job.key)
     if found.verdict is Verdict.UNSEEN:
@@ -84,8 +86,6 @@ def explain(engine: Ground, job: Job) -> Reason | None:
     free = engine.pool.free(request)
     if found.verdict is Verdict.QUOTA and (over := _over_quota(engine, job)) is not None:
         return over
-    if (claim := engine.claims.get(job.id)) is not None:
-        return _claimed(engine, job, claim)
     gone = engine.pool.usable(request) < needed
     if not gone and found.verdict is Verdict.BEHIND and found.blocked_by is not None:
         ahead = engine.jobs.get(found.blocked_by)

@@ -140,7 +140,9 @@ class Ground:
             return True
         if self.quotas is None or self.quotas.excess(job.spec.owner.name, job.request.gpus) is None:
             return False
-        self.queue.class_of(job).verdict = Verdict.QUOTA
+        found = self.queue.class_of(job)
+        if job.key == found.keys.first():  # a class is told of as its first job is
+            found.verdict = Verdict.QUOTA
         return True
 
     @property

@@ -16,7 +16,8 @@ from operator import itemgetter
 from gpusched.scheduler.core.backfill import Candidates, Head, Start
 from gpusched.scheduler.core.jobs import Job
 from gpusched.scheduler.core.orders.base import Key
-from gpusched.scheduler.core.queue import BEHIND, WAITS, JobClass, Verdict, limit_of
+from gpusched.scheduler.core.policy import Quota
+from gpusched.scheduler.core.queue import WAITS, JobClass, Verdict, limit_of
 
 
 class Pass(Candidates):
@@ -51,13 +52,14 @@ class Pass(Candidates):
         later: list[JobClass] = []
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
-            if self._quotas is not None and self._over_quota(lane, key, number, found):
-                continue
             eligible = found.eligible
             if eligible is None:
                 eligible = found.eligible = self._pool.eligible(found.request)
             if self._with_claims and key[-1] in self._with_claims:
+                # What is kept for it counts towards its owner's quota already.
                 self._leave_to_claim(heads, lane, key, number, found)
+                continue
+            if self._quotas is not None and self._over_quota(lane, key, number, found):
                 continue
             if not self._blocked or eligible.isdisjoint(self._blocked):
                 start = self._first(key, found, eligible)
@@ -75,6 +77,8 @@ class Pass(Candidates):
                     heads = self._hopeful(heads)
                 continue
             if shortest:
+                if self.out_of_service(found, eligible):
+                    continue
                 later.append(found)
                 if found.request.whole_gpus > self._pool.free_total:
                     self._reserve_more(key, found, eligible)
@@ -84,7 +88,7 @@ class Pass(Candidates):
             start = self._candidate(key, found, eligible)
             if start is not None:
                 yield start
-            if self._backfill and found.verdict is BEHIND:
+            if self._backfill and found.verdict is not Verdict.SET_ASIDE:
                 self._push_candidate(heads, lane, key, number, found)
         if shortest:
             yield from self._shortest(later)
@@ -166,12 +170,7 @@ class Pass(Candidates):
                 self._wish(eligible)
                 continue
             else:
-                before = found.verdict, found.blocked_by
                 start = self._candidate(job.key, found, eligible)
-                first = found.keys.first()
-                if first is not None and first < job.key:
-                    # A class is told of as its first job is.
-                    found.verdict, found.blocked_by = before
             if start is not None:
                 yield start
         for _, job in sorted(later, key=itemgetter(0)):
@@ -193,7 +192,10 @@ class Pass(Candidates):
         excess = quotas.excess(self._queue.job(key).spec.owner.name, found.request.gpus)
         if excess is None:
             return False
-        found.verdict, found.blocked_by, found.unavailable_since = Verdict.QUOTA, None, None
+        if key == found.keys.first():
+            found.verdict, found.blocked_by, found.unavailable_since = Verdict.QUOTA, None, None
+        # Once its owner may have more, it goes before those that stand behind it.
+        self._wished |= self._pool.eligible(found.request) if found.eligible is None else found.eligible
         if self._policy.borrow and not excess.jobs:
             self._borrowers.append((lane, key, number, found))
         return True
@@ -219,10 +221,13 @@ class Pass(Candidates):
         pool, queue = self._pool, self._queue
         heads, self._borrowers = self._borrowers, []
         wanted = self.wanted()
+        # What is kept for somebody is so within his quota: who exceeded it would have it taken from him.
+        claimed = [job for number in self._with_claims if (job := queue.get(number)) is not None]
+        bound = {quota.name for job in claimed for quota in self._quotas_of(job)}
         heapify(heads)
         while heads and self._slots != 0:
             lane, key, number, found = heappop(heads)
-            if key[-1] in self._with_claims:
+            if not bound.isdisjoint(quota.name for quota in self._quotas_of(queue.job(key))):
                 continue
             excess = (
                 None
@@ -239,6 +244,9 @@ class Pass(Candidates):
             yield self._started(queue.job(key), devices, ())
             if following is not None:
                 heappush(heads, (lane, following, number, found))
+
+    def _quotas_of(self, job: Job) -> tuple[Quota, ...]:
+        return () if self._quotas is None else self._quotas.of(job.spec.owner.name)
 
     def _leave_to_claim(self, heads: list[Head], lane: int, key: Key, number: int, found: JobClass) -> None:
         """Pass over a job for which devices are kept. Nobody can take those, so it blocks nobody but by the order."""

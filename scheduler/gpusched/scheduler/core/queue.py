@@ -92,6 +92,8 @@ class JobQueue:
         self._aside: dict[Lane, RankedList[Key]] = {}
         #: The last of them while it is not sorted in yet; others wait for that, lest what is known of a class be lost.
         self._late: dict[JobId, Job] = {}
+        #: The order has changed in a mere look, and nobody was told yet.
+        self._drifted = False
         #: How many of them a pass may start; the others have a gate.
         self.considered = 0
 
@@ -175,8 +177,16 @@ class JobQueue:
             if not found.keys:
                 del self._classes[found.id]
 
-    def arrange(self, now: float) -> bool:
-        """Put the lanes in order. Returns True if that changed anybody's position."""
+    def arrange(self, now: float, trial: Lane | None = None) -> bool:
+        """Put the lanes in order.
+
+        Args:
+            now: seconds of the engine's clock.
+            trial: a lane that is to be among them though nobody waits in it, as nothing but a look is meant.
+
+        Returns:
+            True if anybody's position has changed, by this or by looks before it.
+        """
         if self.order.single:
             return False
         self._sort_in()
@@ -184,8 +194,12 @@ class JobQueue:
         for lane in empty:
             del self._lanes[lane]
             self._aside.pop(lane, None)
+        before = [lane for lane in self._sorted if lane in self._lanes]
+        if trial is not None:
+            self._lanes.setdefault(trial, RankedList())
         arranged = self.order.arrange(self._lanes, now)
-        changed = arranged != [lane for lane in self._sorted if lane in self._lanes]
+        changed = self._drifted or before != [lane for lane in arranged if self._lanes[lane]]
+        self._drifted = changed and trial is not None
         self._sorted = arranged
         self.lane_index = {lane: i for i, lane in enumerate(arranged)}
         return changed
@@ -194,6 +208,10 @@ class JobQueue:
 
     def job(self, key: Key) -> Job:
         return self._jobs[key[-1]]
+
+    def get(self, job_id: JobId) -> Job | None:
+        """A waiting job, None if it does not wait."""
+        return self._jobs.get(job_id)
 
     @property
     def classes(self) -> dict[ClassId, JobClass]:

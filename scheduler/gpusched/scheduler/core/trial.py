@@ -36,6 +36,8 @@ def dry_run(
         engine.quotas.check(spec.owner.name, spec.request.gpus)
     job = make(spec, now)
     job.expected = engine.estimates.of(job)
+    engine.queue.place(job)
+    engine.queue.arrange(now, job.lane)
     if engine.bookings is not None:
         return job, _try_booking(engine, job, now)
     queue, pool, quotas = engine.queue, engine.pool, engine.quotas
@@ -70,7 +72,6 @@ def dry_run(
 def _try_booking(engine: Duties, job: Job, now: float) -> tuple[str, ...] | None:
     """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
     queue, pool, bookings = engine.queue, engine.pool, engine.bookings
-    queue.place(job)
     if not engine._may_start or engine.slots == 0:
         return None
     over = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, job.request.gpus)
