@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.support import Box
 from gpusched.scheduler.core import bookings
+from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.policy import PolicySettings
 
@@ -87,3 +88,46 @@ def test_the_first_of_equal_jobs_is_told_what_it_waits_for(box: Callable[..., Bo
     first = b.submit(2, time_limit=10.0)
     b.submit(2, time_limit=10.0)
     assert b.why(first).message == "needs 2 GPUs, 0 free; GPU 0,1,2,3 held by alice"
+
+
+def starts(b: Box) -> dict[int, float]:
+    assert b.engine.bookings is not None
+    told = {job.id: b.engine.bookings.start_of(job) for job in b.engine.queue}
+    return {number: at - 1000.0 for number, at in told.items() if at is not None}
+
+
+def test_who_comes_forward_leaves_a_place_to_those_before_him(box: NewBox) -> None:
+    """Compressed once at each end: the wide one can only come once the narrow one behind it has."""
+    b = box("2", policy=CONSERVATIVE)
+    first = b.submit(2, time_limit=36000.0)
+    second = b.submit(1, time_limit=36000.0)
+    wide, narrow = b.submit(2, time_limit=21600.0), b.submit(1, time_limit=36000.0)
+    b.wait(600)
+    b.release(first)
+    assert b.running == [second, narrow]
+    b.wait(36000)
+    b.told(second)
+    b.told(narrow)
+    b.release(second)
+    b.release(narrow)
+    assert wide in b.running, "two ends in time, and nobody is in its way"
+
+
+def test_another_limit_is_another_booking(box: NewBox) -> None:
+    b = box("2", policy=CONSERVATIVE)
+    b.submit(2, time_limit=10.0)
+    long, short = b.submit(2, time_limit=1000.0), b.submit(2, time_limit=10.0)
+    assert starts(b) == {long: 10.0, short: 1010.0}
+    b.happen(ev.Update(long, time_limit=20.0))
+    assert starts(b) == {long: 10.0, short: 30.0}, "the one behind comes forward"
+    b.happen(ev.Update(long, time_limit=2000.0))
+    assert starts(b) == {short: 10.0, long: 40.0}, "what others were promised is not worse for it"
+
+
+def test_who_needs_other_gpus_is_behind_nobody(box: NewBox) -> None:
+    b = box("2xH100", "2xA100", policy=CONSERVATIVE)
+    b.submit(4, user="bob")
+    one, other = b.submit(1, model="h100"), b.submit(1, model="a100")
+    behind = b.submit(2, model="a100")
+    assert b.why(one).code is why.Code.RESOURCES and b.why(other).code is why.Code.RESOURCES
+    assert b.why(behind).ahead == other

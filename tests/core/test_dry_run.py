@@ -175,3 +175,55 @@ def test_under_bookings_it_is_what_a_submit_gets(box: Callable[..., Box]) -> Non
     b = box("4", policy=PolicySettings(order="fifo", backfill="conservative", borrow=True, user_gpus=2))
     _, devices = b.engine.dry_run(make_spec(3), b.now)
     assert devices == b.gpus(b.submit(3)) == ("a0", "a1", "a2"), "borrowed"
+
+
+@pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+def test_under_fair_share_who_has_used_nothing_goes_first(box: NewBox, backfill: str) -> None:
+    b = box("4", policy=PolicySettings(order="fair_share", backfill=backfill))
+    b.submit(3, user="bob", time_limit=7200.0)
+    b.wait(3600)
+    waits = b.submit(4, user="bob", time_limit=100.0)
+    before = snapshot(b.engine)
+    job, devices = b.engine.dry_run(make_spec(1, user="alice", time_limit=100.0), b.now)
+    assert devices == ("a3",) and b.engine.queue.position(job) == 1
+    job, devices = b.engine.dry_run(make_spec(2, user="alice", time_limit=100.0), b.now)
+    assert devices is None and b.engine.queue.position(job) == 1
+    assert foresee(b.engine, job).message.startswith("needs 2 GPUs, 1 free")
+    assert b.engine.outlook.tried(job, b.now).forecast == b.now + 3600.0
+    assert snapshot(b.engine) == before and b.waiting == [waits]
+    real = b.submit(2, user="alice", time_limit=100.0)
+    assert b.waiting == [real, waits] and b.why(real) == foresee(b.engine, job)
+
+
+def test_an_order_that_a_look_has_changed_is_told_by_the_next_pass(box: NewBox) -> None:
+    b = box("2", policy=PolicySettings(order="fair_share", backfill="none"))
+    used = b.submit(1, user="bob")
+    b.wait(50)
+    b.release(used)
+    b.submit(1, user="alice")
+    his, hers = b.submit(2, user="bob"), b.submit(2, user="alice")
+    assert b.waiting == [hers, his]
+    b.wait(1000)
+    b.engine.dry_run(make_spec(1, user="carol"), b.now)
+    assert b.waiting == [his, hers], "she has used more by now"
+    assert do.QUEUE_CHANGED in b.happen(ev.Pass())
+    assert do.QUEUE_CHANGED not in b.happen(ev.Pass())
+
+
+def test_whom_it_would_preempt(box: NewBox) -> None:
+    knobs = PolicySettings(backfill="easy", preemption=True, preempt_after=0.0, preempt_grace=20.0)
+    b = box("4", policy=knobs)
+    low = b.submit(4, user="bob", name="low", preemptible=True)
+    before = snapshot(b.engine)
+    job, devices = b.engine.dry_run(make_spec(2, priority=5), b.now)
+    choice = b.engine.would_preempt(job, b.now)
+    assert devices is None and choice is not None and [each.id for each in choice.victims] == [low]
+    text = "needs 2 GPUs, 0 free; it would end job 1 (bob, low) for that"
+    assert foresee(b.engine, job, choice).message == text
+    equal, _ = b.engine.dry_run(make_spec(2), b.now)
+    assert b.engine.would_preempt(equal, b.now) is None
+    assert snapshot(b.engine) == before and not b.engine.claims
+    high = b.submit(2, priority=5)
+    assert b.told(low) and list(b.engine.claims) == [high]
+    behind, _ = b.engine.dry_run(make_spec(2, priority=5), b.now)
+    assert b.engine.would_preempt(behind, b.now) is None, "only the first of those who compete"

@@ -9,6 +9,7 @@ from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.explain import Blocker, Code, device_text, explain, lines
 from gpusched.scheduler.core.model import Condition
+from gpusched.scheduler.core.policy import PolicySettings
 from gpusched.scheduler.core.pool import DeviceState
 
 NewBox = Callable[..., Box]
@@ -173,7 +174,7 @@ def test_a_held_device_that_is_drained_must_be_mended_too(box: NewBox) -> None:
     reason = b.why(job)
     assert reason.code is Code.UNAVAILABLE
     assert [(one.index, one.state, one.user) for one in reason.blockers] == [(0, DeviceState.ALLOCATED, "bob")]
-    assert reason.message == "needs 2 GPUs, but only 1 of 2 are in service; GPU 0: drained: fan"
+    assert reason.message == "needs 2 GPUs, but only 1 of 2 is in service; GPU 0: drained: fan"
 
 
 def test_a_job_behind_another_is_told_so_before_anything_else(box: NewBox) -> None:
@@ -200,7 +201,7 @@ def test_the_whole_account(box: NewBox) -> None:
         "It asks for 3 GPUs of model 'h100' with at least 60 GiB each on node a; 3 GPUs could serve, 0 free now."
     )
     assert account[3:] == [
-        f"GPU 0 on a: held by job {train} (bob (train)).",
+        f"GPU 0 on a: held by job {train} (bob, train).",
         f"GPU 1 on a: held by job {other} (cy).",
         "GPU 2 on a: pid 7 python (eve) of job 9 still holds 300 MiB.",
     ]
@@ -232,3 +233,25 @@ def test_what_is_said_of_a_device(box: NewBox) -> None:
     assert device_text(b.engine, devices["a0"]) == "drained: fan"
     b.see(Condition.UNHEALTHY, "a0", message="GPU 0: Xid 79")
     assert device_text(b.engine, devices["a0"]) == "GPU 0: Xid 79"
+
+
+def test_the_first_of_its_kind_waits_behind_nobody(box: NewBox) -> None:
+    """Also after a pass that has looked at the next of its kind, which is short enough to go before it."""
+    b = box("2xH100", "2xA100", policy=PolicySettings(backfill="easy"))
+    b.submit(2, model="h100", user="bob")
+    first, second = b.submit(1, model="h100"), b.submit(1, model="h100")
+    other = b.submit(1, model="a100", user="eve")
+    for _ in range(2):
+        assert b.why(first).message == "needs 1 GPU, 0 free; GPU a:0,a:1 held by bob"
+        assert b.why(second).ahead == first
+        if other in b.running:
+            b.release(other)
+
+
+def test_who_goes_before_for_cores_is_said_to_need_them(box: NewBox) -> None:
+    b = box("4", policy=PolicySettings(backfill="none"))
+    cores = b.nodes[0].cpus
+    b.submit(0, cpus=cores, user="bob")
+    b.submit(1, cpus=4, user="eve")
+    behind = b.submit(1, cpus=1)
+    assert b.why(behind).message == "waits behind job 2 (eve), which needs 1 GPU with 4 cores"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_long_job_does_not_starve_under_shortest_first(box: NewBox) -> None:
     assert b.waiting == [*short, long]
     b.wait(41)
     assert b.waiting == [long, *short], "it has waited a hundred seconds"
+
+
+def test_nobody_goes_first_for_a_guard_that_is_gone(box: NewBox) -> None:
+    b = one_gpu(box, order="sjf", starvation=10.0)
+    long = b.submit(1, time_limit=500.0)
+    b.happen(ev.SetPolicy(replace(b.settings.policy, starvation=0.0)))
+    b.wait(20)
+    short = b.submit(1, time_limit=5.0)
+    assert b.waiting == [short, long]
 
 
 def test_fair_share_goes_by_what_was_used(box: NewBox) -> None:

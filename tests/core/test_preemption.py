@@ -14,6 +14,7 @@ from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.batch import BatchSpec
 from gpusched.scheduler.core.effects import NoticeKind
 from gpusched.scheduler.core.engine import Engine
+from gpusched.scheduler.core.explain import device_text, lines
 from gpusched.scheduler.core.jobs import JobId, Kind
 from gpusched.scheduler.core.model import Condition
 from gpusched.scheduler.core.policy import PolicySettings
@@ -389,6 +390,41 @@ def test_a_slot_freed_for_somebody_is_his(box: Boxes) -> None:
     assert victims(b) == [], "with no slot left nobody is looked at"
     b.leave(low)
     assert b.running == [stays, high]
+
+
+def test_who_waits_for_a_slot_that_is_kept_is_told_so(box: Boxes) -> None:
+    b = box("4xH100", "2xA100", max_running=2, policy=policy(backfill="easy"))
+    low = b.submit(2, model="h100", preemptible=True)
+    high = b.submit(4, model="h100", priority=1)
+    assert victims(b) == [low]
+    b.looks = {"a0": (Condition.DIRTY, "left over")}
+    b.release(low)
+    started, waits = b.submit(1, model="a100"), b.submit(1, model="a100")
+    assert b.running == [started]
+    assert b.why(waits).message == f"no more may run (max-running) before job {high}, for which others made room"
+    assert b.why(high).message.startswith("needs 4 GPUs; ")
+
+
+def test_what_is_kept_is_held_by_nobody(box: Boxes) -> None:
+    b = box("3", policy=policy(backfill="easy"))
+    low = b.submit(2, user="bob", preemptible=True)
+    high = b.submit(3, user="carol", name="big", priority=1)
+    assert victims(b) == [low]
+    other = b.submit(1)
+    assert [(each.job, each.kept) for each in b.why(other).blockers] == [(low, False), (low, False), (high, True)]
+    assert device_text(b.engine, b.engine.pool.devices["a2"]) == f"kept for job {high} (carol, big)"
+    assert f"GPU 2 on a: kept for job {high} (carol, big)." in lines(b.engine, b.job(other), b.why(other), b.now)
+    assert not [line for line in lines(b.engine, b.job(high), b.why(high), b.now) if "kept" in line]
+
+
+def test_another_limit_of_who_has_something_kept(box: Boxes) -> None:
+    b = box("2", policy=policy(backfill="easy"))
+    low = b.submit(2, preemptible=True)
+    high, behind = b.submit(2, priority=1, time_limit=10.0), b.submit(2, time_limit=10.0)
+    assert victims(b) == [low]
+    assert b.engine.promised[behind] == b.now + GRACE + 10.0
+    b.happen(ev.Update(high, time_limit=1000.0))
+    assert b.engine.promised[behind] == b.now + GRACE + 1000.0
 
 
 def test_nothing_is_kept_for_a_job_beyond_its_owners_quota(box: Boxes) -> None:

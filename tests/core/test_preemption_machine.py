@@ -85,6 +85,8 @@ class PreemptionMachine(RuleBasedStateMachine):
         self.box = Box("3xH100", "2xA100", policy=made, set_aside_after=6.0, end_grace=4.0, max_running=batch_size)
         self.policy = made
         self.stuck: dict[str, Condition] = {}
+        #: By which policy something was kept for a job.
+        self.claimed_under: dict[JobId, PolicySettings] = {}
         #: The latest start that each waiting job was promised, and whom it was promised to go after.
         self.promises: dict[JobId, tuple[float, set[JobId]]] = {}
         #: Who counted in the last plan, in order, and what else a plan depends on.
@@ -128,6 +130,7 @@ class PreemptionMachine(RuleBasedStateMachine):
         self.excuse(order, started)
         if claims != self.engine.claims:
             self.promises = {}
+            self.claimed_under |= {number: self.policy for number in self.engine.claims if number not in claims}
         for effect in self.box.effects[heard:]:
             if isinstance(effect, do.Granted | do.StartRun):
                 job = self.engine.jobs[effect.job]
@@ -178,6 +181,8 @@ class PreemptionMachine(RuleBasedStateMachine):
             return
         if not all(self.serviceable(self.engine.pool.devices[uuid]) for uuid in claim.devices):
             return
+        if self.claimed_under[claim.job] is self.policy:
+            raise AssertionError(f"job {job.id} waits, its devices may come, and they are kept for it no more")
         # Quotas may have been lowered since; what is kept for somebody counts as his.
         owners = {each.job: self.engine.jobs[each.job] for each in claims if each.job in self.engine.jobs}
         holding = [*usage.values(), *((each.spec.owner.name, each.request.gpus) for each in owners.values())]
@@ -253,7 +258,10 @@ class PreemptionMachine(RuleBasedStateMachine):
             return
         blocked: set[str] = set()
         for job in engine.queue:
-            if not job.awake or engine.queue.class_of(job).verdict.name in ("QUOTA", "SET_ASIDE"):
+            if not job.awake:
+                continue
+            aside = engine.queue.class_of(job).verdict in (Verdict.QUOTA, Verdict.SET_ASIDE)
+            if aside and job.id not in engine.claims:
                 continue
             # A pass in which no slot is left does not say of a class that its owner has all that he may.
             quotas = engine.quotas if job.id not in engine.claims else None

@@ -9,6 +9,7 @@ import pytest
 
 from core.support import Box, make_spec, snapshot
 from gpusched.scheduler.codec import job_of, record_of
+from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core.engine import Engine
 from gpusched.scheduler.core.errors import Invalid, NotSatisfiable
@@ -244,3 +245,75 @@ def test_a_pass_looks_at_each_class_once(box: Boxes) -> None:
     b.settle()
     assert b.running == [JobId(1), other] and looked < 20
     assert {found.verdict for found in b.engine.queue.classes.values()} == {Verdict.QUOTA}
+
+
+# -- starts change who may start -------------------------------------------------------------------------------
+
+
+def test_who_waits_behind_one_that_has_all_it_may_by_now_starts(box: Boxes) -> None:
+    """The first is over its owner's quota only since a later job of his started: from then on it blocks nobody."""
+    b = box("4", policy=policy(user_gpus=3, backfill="easy"))
+    b.submit(2, user="bob")
+    wide, short = b.submit(3), b.submit(1, time_limit=1e5)
+    other = b.submit(1, user="carol")
+    assert short in b.running and b.why(wide).code is Code.LIMIT
+    assert other in b.running
+
+
+def test_the_same_among_bookings(box: Boxes) -> None:
+    b = box("4", policy=policy(user_gpus=3, backfill="conservative", quotas=(Quota("bob", 4),)))
+    holder = b.submit(4, user="bob", time_limit=5.0)
+    first, second, other = b.submit(2), b.submit(2), b.submit(1, user="dan")
+    b.wait(4)
+    b.release(holder)
+    assert b.running == [first, other] and b.why(second).code is Code.LIMIT
+
+
+def test_nothing_is_promised_behind_one_that_another_quota_holds_back(box: Boxes) -> None:
+    b = box("2", policy=policy(backfill="easy", quotas=(Quota("alice", 1),)))
+    one, two = b.submit(1, time_limit=10.0), b.submit(1, user="carol", time_limit=10.0)
+    held, behind = b.submit(1, time_limit=1000.0), b.submit(2, user="carol", time_limit=10.0)
+    assert b.engine.outlook.of(b.job(behind), b.now).promise is None, "the other may start before it"
+    b.release(one)
+    assert b.running == [two, held] and b.waiting == [behind]
+    assert b.engine.outlook.of(b.job(behind), b.now).promise == b.now + 1000.0
+
+
+def test_more_than_is_allowed_at_all_waits_for_another_policy(box: Boxes, backfill: str) -> None:
+    b = box("4", policy=policy(backfill=backfill))
+    b.submit(3, time_limit=10.0)
+    wide = b.submit(2, time_limit=10.0)
+    b.happen(ev.SetPolicy(policy(backfill=backfill, user_gpus=1)))
+    b.wait(1.5)
+    assert b.engine.outlook.of(b.job(wide), b.now).forecast is None
+    text = "needs 2 GPUs, more than alice may hold at all: 1 (quota)"
+    assert b.why(wide).message == f"{text}; it waits until that is changed"
+    b.happen(ev.SetPolicy(policy(backfill=backfill, user_gpus=1, borrow=True)))
+    assert b.why(wide).message == text
+
+
+def test_what_is_kept_counts_and_is_told(box: Boxes) -> None:
+    """Who has something kept waits for that, and not for his quota; his others are told what counts."""
+    knobs = policy(backfill="easy", user_gpus=2, borrow=True, preemption=True, preempt_after=0.0, preempt_grace=30.0)
+    b = box("2xH100", "1xA100", policy=knobs)
+    low = b.submit(2, model="h100", user="bob", preemptible=True)
+    high = b.submit(2, model="h100", priority=1)
+    assert b.told(low) and list(b.engine.claims) == [high]
+    assert b.why(high).message == "needs 2 GPUs; job 1 (bob) is ending for it"
+    other = b.submit(1, model="a100")
+    assert b.waiting == [high, other], "nothing is borrowed at the cost of what is kept"
+    text = "alice holds 2 GPUs, with those kept for job 2, and may have 2 (quota); this needs 1 GPU"
+    assert b.why(other).message == text
+    b.submit(1, model="a100", user="dan")
+    b.wait(30)
+    assert high in b.running and b.claim(do.Ended, low)
+
+
+def test_only_the_first_of_those_who_compete_preempts_also_with_quotas(box: Boxes) -> None:
+    knobs = policy(backfill="easy", quotas=(Quota("alice", 2),), preemption=True, preempt_after=0.0)
+    b = box("4", policy=knobs)
+    lows = [b.submit(2, user="bob", preemptible=True) for _ in range(2)]
+    high, next_one = b.submit(2, priority=1), b.submit(2, user="carol", priority=1)
+    b.cancel(b.submit(1, user="eve"))
+    assert list(b.engine.claims) == [high] and [job for job in lows if b.told(job)] == [lows[1]]
+    assert b.waiting[:2] == [high, next_one]

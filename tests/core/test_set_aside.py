@@ -253,3 +253,30 @@ def test_one_behind_others_is_set_aside_whoever_goes_first(box: NewBox, candidat
     urgent = b.submit(2, model="a100")
     assert set(b.engine.claims) == {urgent} and "set aside" in b.why(large).message
     assert b.claim(do.Notify)
+
+
+def test_after_another_policy_it_is_still_a_minute(box: NewBox) -> None:
+    """Bookings have times at which to look again, too, and those must not be waited for."""
+    b = box("4", policy=PolicySettings("fifo", "conservative"))
+    b.submit(2, time_limit=3600.0)
+    b.submit(4, time_limit=100.0)
+    b.happen(ev.SetPolicy(PolicySettings("fifo", "easy")))
+    b.drain("a3")
+    long = b.submit(1)
+    b.wait(60)
+    assert long in b.running
+
+
+@pytest.mark.parametrize("candidates", ["queue", "sjbf"])
+def test_who_is_set_aside_has_no_reservation(box: NewBox, candidates: str) -> None:
+    b = box("3xH100", "2xA100", policy=PolicySettings("fifo", "easy", candidates=candidates, depth=2))
+    b.submit(2, model="h100", user="bob")
+    b.drain("a2")
+    b.submit(2, model="h100")
+    b.submit(5, user="eve")
+    other = b.submit(1, model="a100", user="dan")
+    assert other not in b.running
+    b.wait(60)
+    assert other in b.running
+    late = b.submit(1, model="a100", user="carol")
+    assert late in b.running

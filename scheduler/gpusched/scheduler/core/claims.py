@@ -56,21 +56,40 @@ def make_room(engine: Moves, now: float) -> None:
         return
     soonest: list[float] = []
     for head in heads(engine):
-        limit = head.spec.max_wait
-        gives_up = head.spec.immediate or (
-            limit is not None and head.submitted_at + limit <= now + policy.preempt_grace
-        )
-        # A share, or something of a host, cannot be kept for anybody (docs/scheduling.md, "Preemption").
-        if head.id in engine.claims or gives_up or head.request.counted or _is_over_quota(engine, head):
+        if head.id in engine.claims or not _may_claim(engine, head, now):
             continue
-        promised = {uuid for claim in engine.claims.values() for uuid in claim.devices}
-        choice = choose(head, engine.pool, running, policy, now, promised=promised, away=engine.absent)
+        choice = _choose(engine, head, running, now)
         if choice is not None:
             _begin(engine, head, choice, now)
         elif (at := next_chance(head, running, policy, now)) is not None:
             soonest.append(at)
     if soonest:
         _look_at(engine, min(soonest))
+
+
+def would_make_room(engine: Moves, job: Job, now: float) -> Choice | None:
+    """Whom a job that does not wait would have preempted if it did; None if nobody, or if it would start."""
+    if not engine.settings.policy.preemption or not engine._may_start or engine.slots == 0:
+        return None
+    engine.queue.add(job)
+    first = job in heads(engine)
+    engine.queue.remove(job)
+    if not first or not _may_claim(engine, job, now):
+        return None
+    return _choose(engine, job, list(engine.running.values()), now)
+
+
+def _may_claim(engine: Moves, head: Job, now: float) -> bool:
+    """Whether anything could be kept for a job."""
+    limit, grace = head.spec.max_wait, engine.settings.policy.preempt_grace
+    gives_up = head.spec.immediate or (limit is not None and head.submitted_at + limit <= now + grace)
+    # A share, or something of a host, cannot be kept for anybody (docs/scheduling.md, "Preemption").
+    return not (gives_up or head.request.counted or _is_over_quota(engine, head))
+
+
+def _choose(engine: Moves, head: Job, running: list[Job], now: float) -> Choice | None:
+    promised = {uuid for claim in engine.claims.values() for uuid in claim.devices}
+    return choose(head, engine.pool, running, engine.settings.policy, now, promised=promised, away=engine.absent)
 
 
 def heads(engine: Moves) -> list[Job]:

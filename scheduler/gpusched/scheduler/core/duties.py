@@ -22,17 +22,8 @@ class Duties(Moves):
     """Moves that nobody asks for."""
 
     def _make_pass(self, now: float) -> Pass:
-        slots, after, policy = self._open_slots, self.settings.set_aside_after, self.settings.policy
+        slots, after, policy = self.open_slots, self.settings.set_aside_after, self.settings.policy
         return Pass(self.queue, self.pool, self.ends, policy, now, after, slots, self.quotas, self.claims)
-
-    @property
-    def _open_slots(self) -> int | None:
-        """How many jobs may start by a pass: a slot that was freed for somebody is for him."""
-        slots = self.slots
-        if slots is None or not self.claims:
-            return slots
-        running = self.running
-        return max(0, slots - sum(all(v not in running for v in each.victims) for each in self.claims.values()))
 
     # -- the pass ----------------------------------------------------------------------------------------
 
@@ -85,7 +76,7 @@ class Duties(Moves):
             return looked.out_of_service(found, self.pool.eligible(found.request))
 
         left_out = self.left_out if self.quotas is not None or self.claims else None
-        yield from bookings.starts(self.queue, self.pool, self.ends, now, self._open_slots, left_out, aside)
+        yield from bookings.starts(self.queue, self.pool, self.ends, now, self.open_slots, left_out, aside)
         if self.quotas is not None and self.settings.policy.borrow:
             yield from self._make_pass(now).borrowed()
 

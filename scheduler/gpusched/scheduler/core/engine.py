@@ -19,6 +19,7 @@ from gpusched.scheduler.core.effects import Effect, NoticeKind
 from gpusched.scheduler.core.errors import Aborted, NotSatisfiable, Unavailable
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import NodeInfo
+from gpusched.scheduler.core.preemption import Choice
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.sharing import stamped
 from gpusched.scheduler.core.states import LEGAL_MOVES, Finished, Gate, Outcome, Queued, Running, State
@@ -96,6 +97,10 @@ class Engine(Upkeep):
     def dry_run(self, spec: JobSpec, now: float) -> tuple[Job, tuple[str, ...] | None]:
         """What would become of a job if it were submitted now. See `trial.dry_run`."""
         return trial.dry_run(self, self._new_job, spec, now)
+
+    def would_preempt(self, job: Job, now: float) -> Choice | None:
+        """Whom a job that a dry run has found to wait would have preempted for it, None for nobody."""
+        return claims.would_make_room(self, job, now)
 
     # -- asking for GPUs ---------------------------------------------------------------------------------
 

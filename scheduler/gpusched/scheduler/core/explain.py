@@ -13,7 +13,7 @@ from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.lacking import lacks
 from gpusched.scheduler.core.model import Placement, Request
 from gpusched.scheduler.core.pool import Device, DeviceState
-from gpusched.scheduler.core.preemption import Claim
+from gpusched.scheduler.core.preemption import Choice, Claim
 from gpusched.scheduler.core.queue import Verdict
 from gpusched.scheduler.core.states import Gate, Queued
 
@@ -53,6 +53,7 @@ class Blocker:
     user: str = ""
     job_name: str = ""
     until: float | None = None
+    kept: bool = False  # the job does not have it yet: others made room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ def explain(engine: Ground, job: Job) -> Reason | None:
     needed = request.gpus
     if job.status.gate is not None:
         return _gated(job, job.status.gate, needed)
-    stopped = _stopped(engine, needed)
+    claim = engine.claims.get(job.id)
+    stopped = _stopped(engine, needed, claimed=claim is not None)
     if stopped is not None:
         return stopped
-    if (claim := engine.claims.get(job.id)) is not None:
+    if claim is not None:
         return _claimed(engine, job, claim)
     found = engine.queue.class_of(job)
     first = engine.queue.job(found.keys.first() or job.key)
@@ -104,8 +106,14 @@ def explain(engine: Ground, job: Job) -> Reason | None:
     return Reason(Code.RESOURCES, _resources_text(engine, job.request, free, blockers), needed, free, blockers)
 
 
-def foresee(engine: Ground, job: Job) -> Reason:
-    """Why a job that is not in the queue would wait if it were (a dry run's job)."""
+def foresee(engine: Ground, job: Job, choice: Choice | None = None) -> Reason:
+    """Why a job that is not in the queue would wait if it were (a dry run's job).
+
+    Args:
+        engine: the state.
+        job: as `dry_run` made it.
+        choice: whom it would preempt, None for nobody.
+    """
     needed, free = job.request.gpus, engine.pool.free(job.request)
     stopped = _stopped(engine, needed)
     if stopped is not None:
@@ -113,13 +121,23 @@ def foresee(engine: Ground, job: Job) -> Reason:
     over = _over_quota(engine, job)
     if over is not None:
         return over
+    if choice is not None:
+        who = ", ".join(
+            f"job {each.id} ({each.spec.owner.name}{', ' * bool(each.name)}{each.name})" for each in choice.victims[:3]
+        )
+        who += f" and {len(choice.victims) - 3} more" if len(choice.victims) > 3 else ""
+        text = f"it would end {who} for that" if who else "they are about to be empty"
+        return Reason(Code.RESOURCES, f"needs {_gpus(needed)}, {free} free; {text}", needed, free)
     eligible = engine.pool.eligible(job.request)
-    queue = engine.queue
+    queue, policy = engine.queue, engine.settings.policy
+    passed = [Verdict.SET_ASIDE, Verdict.QUOTA]
+    if policy.backfill == "easy" and policy.depth == 1:
+        passed.append(Verdict.BEHIND)  # who has no reservation is in nobody's way
     before = queue.ranked(job.lane, job.key)
     firsts = [
         (queue.ranked(found.lane, first), first)
         for found in queue.classes.values()
-        if found.verdict not in (Verdict.SET_ASIDE, Verdict.QUOTA)
+        if found.verdict not in passed
         and (first := found.keys.first()) is not None
         and queue.ranked(found.lane, first) < before
         and not eligible.isdisjoint(engine.pool.eligible(found.request))
@@ -154,8 +172,9 @@ def lines(engine: Ground, job: Job, reason: Reason, now: float) -> list[str]:
         out += lacks(engine.pool, request, engine.jobs)
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
-            held = "shared by" if blocker.device in engine.pool.divided else "held by"
-            what = f"{held} job {blocker.job} ({_who(blocker)})"
+            held = "shared by" if blocker.device in engine.pool.divided else "kept for" if blocker.kept else "held by"
+            name = f", {blocker.job_name}" if blocker.job_name else ""
+            what = f"{held} job {blocker.job} ({blocker.user}{name})"
         else:
             device = engine.pool.devices[blocker.device]
             what = (device_text(engine, device) or blocker.state.value).removeprefix(f"GPU {blocker.index}: ")
@@ -182,6 +201,9 @@ def device_text(engine: Ground, device: Device) -> str:
     drained = engine.pool.drain_reason(device)
     if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
         return f"drained: {drained}" if drained else "drained"
+    if device.kept is not None and device.holder is None and (job := engine.jobs.get(device.kept)) is not None:
+        name = f", {job.name}" if job.name else ""
+        return f"kept for job {job.id} ({job.spec.owner.name}{name})"
     if device.over and not device.message:
         who = ", ".join(
             f"job {number} takes {format_bytes(used)}, and asked for {format_bytes(device.shares[number].memory)}"
@@ -191,8 +213,8 @@ def device_text(engine: Ground, device: Device) -> str:
     return device.message
 
 
-def _stopped(engine: Ground, needed: int) -> Reason | None:
-    """What keeps everybody from starting, None if nothing does."""
+def _stopped(engine: Ground, needed: int, *, claimed: bool = False) -> Reason | None:
+    """What keeps everybody from starting, or all but those for whom something is kept; None if nothing does."""
     if engine.halted is not None:
         return Reason(Code.STORE, f"nothing is started while state cannot be saved: {engine.halted}", needed)
     if engine.paused is not None:
@@ -206,16 +228,26 @@ def _stopped(engine: Ground, needed: int) -> Reason | None:
             f"{most} {'job runs' if most == 1 else 'jobs run'}, which is the most that may (max-running)",
             needed,
         )
+    if not claimed and engine.open_slots == 0:
+        whom = ", ".join(str(each) for each in sorted(engine.claims)[:3])
+        text = f"no more may run (max-running) before job {whom}, for which others made room"
+        return Reason(Code.LIMIT, text, needed)
     return None
 
 
 def _over_quota(engine: Ground, job: Job) -> Reason | None:
     """What its owner's quota has to say, None if it may start as far as that goes."""
-    needed = job.request.gpus
-    excess = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, needed)
-    if excess is None:
+    needed, quotas = job.request.gpus, engine.quotas
+    excess = None if quotas is None else quotas.excess(job.spec.owner.name, needed)
+    if quotas is None or excess is None:
         return None
-    text = excess.message if excess.jobs else f"{excess.message}; this needs {_gpus(needed)}"
+    if not excess.jobs and needed > excess.quota.gpus:
+        text = f"needs {_gpus(needed)}, more than {excess.whose} may hold at all: {excess.quota.gpus} (quota)"
+        if not engine.settings.policy.borrow:
+            text += "; it waits until that is changed"
+    else:
+        kept = [each for each in engine.claims if excess.quota in quotas.of(engine.jobs[each].spec.owner.name)]
+        text = excess.message(kept) + ("" if excess.jobs else f"; this needs {_gpus(needed)}")
     return Reason(Code.LIMIT, text, needed, engine.pool.free(job.request))
 
 
@@ -254,7 +286,10 @@ def _gated(job: Job, gate: Gate, needed: int) -> Reason:
 
 def _behind(job: Job, needed: int, free: int) -> Reason:
     name = f", {job.name}" if job.name else ""
-    text = f"waits behind job {job.id} ({job.spec.owner.name}{name}), which needs {_gpus(job.request.gpus)}"
+    request = job.request
+    what = describe(request) if request.counted and not request.shared else ""
+    wants = what.removeprefix("with ") if what and not request.gpus else f"{_gpus(request.gpus)} {what}".rstrip()
+    text = f"waits behind job {job.id} ({job.spec.owner.name}{name}), which needs {wants}"
     return Reason(Code.PRIORITY, text, needed, free, ahead=job.id)
 
 
@@ -284,14 +319,17 @@ def _blockers(engine: Ground, job: Job, *, mended: bool | None) -> list[Blocker]
                 if len(out) >= MAX_BLOCKERS:
                     return out[:MAX_BLOCKERS]
                 continue
-            held_by = device.holder if device.holder is not None else device.kept
+            held_by = device.holder if device.holder is not None or out_of_service else device.kept
+            if held_by == job.id:
+                continue
             holder = engine.jobs.get(held_by) if held_by is not None else None
             if holder is None:
                 out.append(Blocker(info.uuid, info.index, info.node, state))
             else:
                 # One that it is kept for has no lease yet.
                 owner, until = holder.spec.owner.name, None if holder.lease is None else holder.lease.expires_at
-                out.append(Blocker(info.uuid, info.index, info.node, state, holder.id, owner, holder.name, until))
+                kept = device.holder is None
+                out.append(Blocker(info.uuid, info.index, info.node, state, holder.id, owner, holder.name, until, kept))
             if len(out) == MAX_BLOCKERS:
                 return out
     return out
@@ -319,7 +357,7 @@ def _resources_text(engine: Ground, request: Request, free: int, blockers: tuple
             who = f"{group[0].user}, {group[0].job_name}" if group[0].job_name else group[0].user
             text += f"; GPU {indices} until {engine.show_time(until)} ({who})"
         else:
-            text += f"; GPU {indices} held by {_who(group[0])}"
+            text += f"; GPU {indices} {'kept for' if group[0].kept else 'held by'} {_who(group[0])}"
     if len(held) > 3:
         text += f"; and {len(held) - 3} more job{'s' if len(held) > 4 else ''}"
     return text
@@ -334,7 +372,9 @@ def _shape(request: Request) -> str:
 
 def _unavailable_text(engine: Ground, job: Job, out: tuple[Blocker, ...]) -> str:
     needed, usable = job.request.gpus, engine.pool.usable(job.request)
-    text = f"needs {_gpus(needed)}, but only {engine.pool.serviceable(job.request)} of {usable} are in service"
+    well = engine.pool.serviceable(job.request)
+    some = "none" if not well else f"only {well}"
+    text = f"needs {_gpus(needed)}, but {some} of {usable} {'are' if well > 1 else 'is'} in service"
     if usable < needed:
         # There were more when it was taken on.
         left = (

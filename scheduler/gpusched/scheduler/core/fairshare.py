@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, log
+from math import isnan, log
 
 from gpusched.scheduler.core.errors import Invalid
 
@@ -94,7 +94,7 @@ class ShareTree:
         self._root = _Node("", 1.0)
         self._users: dict[str, _Node] = {}
         for path, number in (shares or {}).items():
-            if not isfinite(number) or number <= 0:
+            if isnan(number) or number <= 0:
                 raise Invalid(f"policy.shares: {path}={number:g}; shares must be above 0", field="policy.shares")
             if not LEAST_SHARES <= number <= MOST_SHARES:
                 allowed = f"{LEAST_SHARES:g} to {MOST_SHARES:g}"

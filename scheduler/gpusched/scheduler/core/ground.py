@@ -134,6 +134,15 @@ class Ground:
         most = self.settings.max_running
         return max(0, most - len(self.running)) if most else None
 
+    @property
+    def open_slots(self) -> int | None:
+        """How many jobs may start by a pass, None for any number: a slot that was freed for somebody is for him."""
+        slots = self.slots
+        if slots is None or not self.claims:
+            return slots
+        running = self.running
+        return max(0, slots - sum(all(v not in running for v in each.victims) for each in self.claims.values()))
+
     def left_out(self, job: Job) -> bool:
         """Whether a waiting job is no business of the plan now: it has a claim, or its owner has all that he may."""
         if job.id in self.claims:

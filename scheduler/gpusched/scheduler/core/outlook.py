@@ -62,6 +62,7 @@ class Outlook:
         self._made_at = -NEVER
         self._forecasts: dict[JobId, float] = {}
         self._promises: dict[JobId, float] = {}
+        self._planned: frozenset[JobId] = frozenset()
         self._work = 0.0  # GPU-seconds of each planned job, on average
         self._last = 0.0  # the latest planned start
 
@@ -72,7 +73,7 @@ class Outlook:
             return NOTHING
         self._refresh(now, new=self._made_at < job.submitted_at and len(self._forecasts) < self._depth)
         forecast = self._forecasts.get(job.id)
-        if forecast is None:
+        if forecast is None and job.id not in self._planned:
             forecast = self._beyond(job)
         promise = self._promise(job)
         if promise is not None and forecast is not None:
@@ -152,6 +153,7 @@ class Outlook:
         self._made_at = now
         waiting = [job for job in islice(ground.queue, depth * 2) if job.awake][:depth]
         strict = ground.settings.policy.backfill == "none"
+        self._planned = frozenset([job.id for job in waiting])
         self._forecasts = self._plan(waiting, now, self._duration, strict=strict)
         self._promises = self._plan(waiting, now, limit_of, strict=True) if strict else {}
         self._last = max(self._forecasts.values(), default=now)
@@ -257,6 +259,8 @@ class _Limits:
             held = self._held.get(quota.name, [])
             if quota.jobs and len(held) >= quota.jobs:
                 found = max(found, held[-quota.jobs][0])
+            if quota.gpus and gpus > quota.gpus:  # only by borrowing, if at all
+                return NEVER
             if quota.gpus:
                 left = sum(count for _, count in held)
                 for end, count in held:

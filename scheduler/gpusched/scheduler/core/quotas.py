@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpusched.scheduler.core.errors import NotSatisfiable
 from gpusched.scheduler.core.fairshare import ShareTree
-from gpusched.scheduler.core.jobs import Job
+from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.policy import PolicySettings, Quota
 
 
@@ -25,13 +26,23 @@ class Excess:
     jobs: bool
 
     @property
-    def message(self) -> str:
-        """In words: who has how much, and what is allowed."""
+    def whose(self) -> str:
+        """The user or the account that it holds for."""
         name = self.quota.name
-        who = f"account {name.rstrip('/')}" if name.endswith("/") else name
+        return f"account {name.rstrip('/')}" if name.endswith("/") else name
+
+    def message(self, kept: Sequence[JobId] = ()) -> str:
+        """In words: who has how much, and what is allowed.
+
+        Args:
+            kept: jobs for which GPUs are kept that count towards the quota.
+        """
+        names = ", ".join(str(each) for each in kept[:3])
         if self.jobs:
-            return f"{who} has {_counted(self.held, 'job')} running, and may have {self.quota.jobs} (quota)"
-        return f"{who} holds {_counted(self.held, 'GPU')}, and may have {self.quota.gpus} (quota)"
+            too = f" or about to run (job {names})" if kept else ""
+            return f"{self.whose} has {_counted(self.held, 'job')} running{too}, and may have {self.quota.jobs} (quota)"
+        too = f", with those kept for job {names}" if kept else ""
+        return f"{self.whose} holds {_counted(self.held, 'GPU')}{too}, and may have {self.quota.gpus} (quota)"
 
 
 class Quotas:

@@ -72,7 +72,7 @@ def dry_run(
 def _try_booking(engine: Duties, job: Job, now: float) -> tuple[str, ...] | None:
     """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
     queue, pool, bookings = engine.queue, engine.pool, engine.bookings
-    if not engine._may_start or engine.slots == 0:
+    if not engine._may_start or engine.open_slots == 0:
         return None
     over = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, job.request.gpus)
     if over is not None:

@@ -18,6 +18,7 @@ from gpusched.scheduler.core import explain as why
 from gpusched.scheduler.core.errors import Aborted, Denied, Invalid
 from gpusched.scheduler.core.jobs import Job, JobId, JobSpec
 from gpusched.scheduler.core.model import Holder, Owner
+from gpusched.scheduler.core.outlook import Expected
 from gpusched.scheduler.core.states import Queued, Running
 from gpusched.scheduler.desk import Superseded, Ticket
 from gpusched.scheduler.identity import process_start_ticks, process_uid
@@ -261,14 +262,20 @@ class LeaseService:
 
     def _dry_run(self, request: scheduler_pb2.AcquireRequest, caller: Caller) -> scheduler_pb2.AcquireResponse:
         spec = self._spec(request, caller, b"")
-        job, devices = self._engine.dry_run(spec, self._driver.now())
+        now = self._driver.now()
+        job, devices = self._engine.dry_run(spec, now)
         if devices is not None:
             return scheduler_pb2.AcquireResponse(
                 dry_run=scheduler_pb2.DryRun(starts_now=True, gpus=convert.allocated(self._engine, devices))
             )
         position = self._engine.queue.position(job)
-        cause = why.foresee(self._engine, job)
-        expected = self._engine.outlook.tried(job, self._driver.now())
+        choice = self._engine.would_preempt(job, now)
+        cause = why.foresee(self._engine, job, choice)
+        if choice is None:
+            expected = self._engine.outlook.tried(job, now)
+        else:
+            at_latest = now + self._engine.settings.policy.preempt_grace
+            expected = Expected(at_latest, at_latest)
         return scheduler_pb2.AcquireResponse(
             dry_run=scheduler_pb2.DryRun(
                 position=position,
