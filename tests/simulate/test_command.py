@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +111,19 @@ def test_several_policies_are_a_table(log: Path) -> None:
     assert {row[0].strip() for row in rows} == {"fifo", "priority", "sjf", "fair_share"}
 
 
+def test_all_may_stand_beside_names(log: Path) -> None:
+    lines = good(log, *BOX[:4], "--policy", "sjf,all,fcfs", "--backfill", "easy").splitlines()
+    assert [line.split()[0] for line in lines[4:]] == ["sjf", "fifo", "priority", "fair_share"]
+
+
+def test_candidates_are_of_easy_alone(log: Path) -> None:
+    lines = good(log, *BOX, "--backfill", "all", "--candidates", "all").splitlines()
+    rows = [re.split("  +", line)[1] for line in lines[4:]]
+    assert rows == ["no", "easy", "easy sjbf", "conservative"]
+    alone = good(log, *BOX, "--backfill", "conservative", "--candidates", "sjbf")
+    assert "fifo, conservative backfill; events together" in alone
+
+
 def test_swf_from_the_standard_input_on_the_machine_that_it_names() -> None:
     swf = "; MaxProcs: 4\n" + "".join(
         f"{number} {submit} -1 {run} {procs} -1 -1 {procs} {run} -1 1 1 1 1 1 1 -1 -1\n"
@@ -142,20 +158,30 @@ def test_bad_logs(log: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--policy", "lottery"), "there is no policy 'lottery'; there are: fifo, priority, sjf, fair_share"),
-        (("--backfill", "greedy"), "'greedy' is none of none, easy, conservative"),
-        (("--candidates", "x"), "'x' is none of queue, sjbf"),
+        (
+            ("--policy", "lottery"),
+            ": --policy: there is no policy 'lottery'; there are: fifo, priority, sjf, fair_share",
+        ),
+        (("--policy", "all,lottery"), ": --policy: there is no policy 'lottery'"),
+        (("--backfill", "greedy"), ": --backfill: 'greedy' is none of none, easy, conservative"),
+        (("--candidates", "x"), ": --candidates: 'x' is none of queue, sjbf"),
         (("--estimate", "guess"), "argument --estimate: invalid choice: 'guess'"),
         (("--gpus", "0"), "--gpus: 0 GPUs; allowed are 1 to 100,000"),
         (("--gpus", "many"), "--gpus: 'many' is no number of GPUs"),
         (("--nodes", "8"), "--nodes: '8' is not understood; give NODESxGPUS such as 20x8 or 2x8,4x4"),
-        (("--half-life", "0"), "half_life"),
-        (("--half-life", "nan"), "half_life"),
-        (("--depth", "0"), "depth: 0 is not from 1"),
+        (("--half-life", "0"), ": --half-life: 0 is not allowed"),
+        (("--half-life", "nan"), ": --half-life: nan is not allowed"),
+        (("--freeze-bypasses", "-1"), ": --freeze-bypasses: -1 is below 0"),
+        (("--depth", "0"), ": --depth: 0 is not from 1"),
         (("--filter", "vc"), "--filter: 'vc' is not understood"),
         (("--plot", "a.pdf"), "must end with .svg or .png"),
         (("--policy", "fifo,sjf", "--starts", "a.csv"), "--starts: is for one policy, not for several"),
-        (("--polcy", "fifo"), "unrecognized arguments"),
+        (("--starts", "-", "--json"), "--starts: - is the standard output, where --json prints; name a file"),
+        (("--polcy", "fifo"), "unrecognized arguments: --polcy"),
+        (("--called", "history", "--polcy", "fifo"), "unrecognized arguments: --polcy"),
+        (("--json", "b.csv"), "/log.csv' is one, and 'b.csv' is one more"),
+        # What the client makes of a LOG beside --from-history.
+        (("--called", "history", "b.csv"), "a LOG ('b.csv') and --from-history exclude each other"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], said: str, log: Path) -> None:
@@ -166,14 +192,15 @@ def test_wrong_usage(words: tuple[str, ...], said: str, log: Path) -> None:
 @pytest.mark.slow
 def test_a_log_must_be_named() -> None:
     assert "name a LOG" in refused(2)
-    text = subprocess.run(
-        [sys.executable, "-m", "gpusched.scheduler", "simulate", "--from-history"],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (text.returncode, text.stdout) == (2, "") and "`gpusched simulate`" in text.stderr
+    for words, said in (((), "`gpusched simulate`"), (("a.csv",), "a LOG ('a.csv') and --from-history exclude")):
+        text = subprocess.run(
+            [sys.executable, "-m", "gpusched.scheduler", "simulate", *words, "--from-history"],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (text.returncode, text.stdout) == (2, "") and said in text.stderr
 
 
 def test_help() -> None:
@@ -190,9 +217,107 @@ def test_a_picture(log: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_written_is_said(log: Path, tmp_path: Path) -> None:
-    starts = tmp_path / "none" / "starts.csv"
-    assert refused(1, log, *BOX, "--starts", starts) == f"cannot write {starts}: No such file or directory"
+@pytest.mark.parametrize("option", ["--starts", "--plot"])
+def test_what_cannot_be_written_is_said_and_costs_nothing_else(option: str, log: Path, tmp_path: Path) -> None:
+    if option == "--plot":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / "none" / "a.svg"
+    done = simulate(log, *BOX, option, path)
+    assert (done.returncode, done.stderr) == (1, f"gpusched: cannot write {path}: No such file or directory\n")
+    assert "wait, mean" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--json",), ("--help",), ("--starts", "-")])
+def test_a_full_standard_output_is_said(words: tuple[str, ...], log: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*CLI, "simulate", log, *BOX, *words],
+            env=clean_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (1, "gpusched: cannot write to the standard output: No space left on device")
+    assert len(done.stderr.splitlines()) == 1 or words == ("--starts", "-")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("closed", "status", "said"),
+    [(False, 141, ""), (True, 1, "gpusched: cannot write to the standard output: it is closed\n")],
+)
+def test_a_standard_output_that_is_gone(closed: bool, status: int, said: str, log: Path) -> None:
+    """Other files are written all the same."""
+    starts = log.with_name("starts.csv")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [
+            *("bash", "-c", f'exec "$@" {">&-" if closed else ""}', "-", sys.executable, "-m", "gpusched.scheduler"),
+            *("simulate", log, *BOX, "--starts", starts),
+        ],
+        env=clean_environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (status, said)
+    assert starts.read_text().startswith("job_id,start_s\n1,0\n")
+
+
+def test_starts_on_the_standard_output(log: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*CLI, "simulate", log, *BOX, "--backfill", "easy", "--starts", "-"],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "job_id,start_s\n1,0\n2,100\n3,10\n4,150\n5,30\n")
+    assert "wait, mean" in done.stderr
+    assert not (tmp_path / "-").exists()
+
+
+def test_no_output_takes_the_place_of_the_log(log: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(log)
+    for option, path in (("--starts", log), ("--starts", tmp_path / "." / "link.png"), ("--plot", link)):
+        if option == "--starts" or plot_is_possible():
+            said = refused(2, log, *BOX, option, path)
+            assert said.startswith(f"simulate: {option}: '{path}' is the LOG itself, which would be lost; name another")
+    with log.open() as stdin:
+        done = subprocess.run(
+            [*CLI, "simulate", "-", *BOX, "--starts", log],
+            env=clean_environment(),
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2 and "is the LOG itself" in done.stderr
+    assert log.read_text() == LOG
+
+
+def test_nor_that_of_another_output(log: Path, tmp_path: Path) -> None:
+    if plot_is_possible():
+        path = tmp_path / "a.svg"
+        assert "is the file of --starts" in refused(2, log, *BOX, "--starts", path, "--plot", path)
+        assert not path.exists()
+
+
+def plot_is_possible() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @pytest.mark.slow

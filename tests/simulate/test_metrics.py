@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.scheduler.simulate.metrics import bounded_slowdown, jain, measure
-from gpusched.scheduler.simulate.plot import averages
 from gpusched.scheduler.simulate.workload import LoggedJob
 
 
@@ -80,17 +78,3 @@ def test_agrees_with_naive_formulas(rows: list[tuple[int, int, int, int, str]]) 
     if users:
         assert it.fairness == pytest.approx(sum(means) ** 2 / len(means) / sum(each**2 for each in means))
         assert 1 / len(users) - 1e-9 <= (it.fairness or 0) <= 1 + 1e-9
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 1000), st.integers(-5, 5)), max_size=40),
-    st.integers(1, 1300),
-    st.integers(0, 10**9),
-)
-def test_averages_keep_the_area_and_the_bounds(changes: list[tuple[int, int]], points: int, origin: int) -> None:
-    times, means = averages([(origin + when, by) for when, by in changes], origin, origin + 1000, points)
-    assert len(times) == len(means) == points
-    area = sum(by * (1000 - when) for when, by in changes)
-    assert sum(means) * 1000 / points == pytest.approx(area, abs=1e-2)
-    levels = [0, *itertools.accumulate(by for _, by in sorted(changes))]
-    assert min(levels) - 1e-3 <= min(means) and max(means) <= max(levels) + 1e-3

@@ -65,6 +65,21 @@ def test_csv_of_the_least(tmp_path: Path) -> None:
     assert not log.has_requested
 
 
+def test_commas_are_needed(tmp_path: Path) -> None:
+    for char, called in ((";", "semicolons"), ("\t", "tabs")):
+        said = f"LOG:1: columns are separated by {called}; a CSV log has commas between them"
+        assert error(tmp_path, CSV.replace(",", char)) == said
+        assert error(tmp_path, CSV.replace(",", f'"{char} "').replace("more", "x,y")) == said
+    assert read(tmp_path, SWF.replace("  ", "\t")).jobs
+
+
+def test_jobs_of_one_instant(tmp_path: Path) -> None:
+    text = "job_id,submit_s,run_s,gpus\n10,0,1,1\n9,0,1,1\n8,5,1,1\n"
+    assert [job.id for job in read(tmp_path, text).jobs] == [9, 10, 8]
+    # One id that is no number, anywhere, and the order is the file's.
+    assert [job.id for job in read(tmp_path, text.replace("8,", "8a,")).jobs] == [10, 9, "8a"]
+
+
 def test_priorities(tmp_path: Path) -> None:
     text = "job_id,submit_s,run_s,gpus,priority\n1,0,1,1,-5\n2,0,1,1,\n"
     assert [job.priority for job in read(tmp_path, text).jobs] == [-5, 0]

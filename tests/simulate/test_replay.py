@@ -185,3 +185,15 @@ def test_nodes_that_make_no_sense(text: str) -> None:
 
 def _settings(backfill: str = "none") -> Settings:
     return settings_for(PolicySettings("fifo", backfill))
+
+
+@pytest.mark.parametrize("backfill", ["none", "conservative"])
+def test_candidates_change_nothing_but_under_easy(backfill: str) -> None:
+    """Not even how often the engine is asked, one by one."""
+    jobs = [job(number, number * 7 % 40, 10 + number * 13 % 50, 1 + number % 4) for number in range(60)]
+    jobs.sort(key=lambda job: (job.submit, job.id))
+    queue, sjbf = (
+        replay(jobs, flat_pool(4), settings_for(PolicySettings("fifo", backfill, name)), events=Events.ONE_BY_ONE)
+        for name in ("queue", "sjbf")
+    )
+    assert queue == sjbf

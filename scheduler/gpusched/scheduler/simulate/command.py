@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +16,12 @@ from pathlib import Path
 from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.model import NodeInfo, Placement
 from gpusched.scheduler.core.policy import BACKFILLS, CANDIDATES, ORDERS, PolicySettings
-from gpusched.scheduler.simulate import plot, report
+from gpusched.scheduler.simulate import outputs, plot, report
 from gpusched.scheduler.simulate.filters import Filter, parse_filter
 from gpusched.scheduler.simulate.metrics import measure
 from gpusched.scheduler.simulate.options import AUTO, KNOBS, parse
 from gpusched.scheduler.simulate.readers import Log, read_log
-from gpusched.scheduler.simulate.replay import Estimate, Events, Replayed, replay, settings_for
+from gpusched.scheduler.simulate.replay import Estimate, Events, replay, settings_for
 from gpusched.scheduler.simulate.workload import LoggedJob, SimulationError, flat_pool, node_pool
 
 
@@ -32,23 +30,20 @@ def main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = parse(argv)
     try:
-        plan = _plan(args)
-    except (SimulationError, DomainError) as error:
-        args.fail(str(error).removeprefix("policy."))
-    try:
-        _run(args, plan)
-        sys.stdout.flush()
+        args = parse(argv)
+        try:
+            plan = _plan(args)
+        except (SimulationError, DomainError) as error:
+            args.fail(_of_option(error))
+        return outputs.each(_run(args, plan))
     except SimulationError as error:
-        sys.stderr.write(f"gpusched: {error}\n")
+        outputs.complain(str(error))
         return 1
+    except BrokenPipeError:
+        return outputs.NOBODY_READS
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +72,47 @@ def _plan(args: argparse.Namespace) -> _Plan:
         _names(args.policy, ORDERS), _names(args.backfill, BACKFILLS), _names(args.candidates, CANDIDATES)
     )
     policies = tuple(
-        PolicySettings(order, backfill, candidates, **knobs)
-        for order, backfill, candidates in names
-        # Without backfill there are no candidates to be put in order.
-        if backfill != "none" or candidates == _names(args.candidates, CANDIDATES)[0]
+        dict.fromkeys(
+            PolicySettings(order, backfill, candidates, **knobs)
+            for order, backfill, candidates in names
+            # Only EASY puts candidates in an order.
+            if backfill == "easy" or candidates == _names(args.candidates, CANDIDATES)[0]
+        )
     )
     if len(policies) > 1 and (args.starts or args.plot):
         raise SimulationError(f"{'--starts' if args.starts else '--plot'}: is for one policy, not for several")
+    if args.starts == "-" and args.json:
+        raise SimulationError("--starts: - is the standard output, where --json prints; name a file")
     if args.plot:
         plot.check(args.plot)
+    outputs.refuse_to_overwrite(args.log, {"--starts": args.starts, "--plot": args.plot})
     return _Plan(tuple(filters), nodes, policies)
 
 
 def _names(text: str, known: tuple[str, ...]) -> list[str]:
-    if text == "all":
-        return list(known)
-    return list(dict.fromkeys(part.strip().replace("-", "_") for part in text.split(",")))
+    parts = [part.strip().replace("-", "_") for part in text.split(",")]
+    return list(dict.fromkeys(name for part in parts for name in (known if part == "all" else (part,))))
 
 
-def _run(args: argparse.Namespace, plan: _Plan) -> None:
+def _of_option(error: SimulationError | DomainError) -> str:
+    """What is wrong with an argument, by the option's name where the engine has its own for it."""
+    field = getattr(error, "field", "")
+    if not field:
+        return str(error)
+    name = field.removeprefix("policy.")
+    option = "policy" if name == "order" else name.replace("_", "-")
+    return f"--{option}: {str(error).removeprefix(f'{field}: ')}"
+
+
+def _run(args: argparse.Namespace, plan: _Plan) -> Iterator[outputs.Output]:
+    """Replay, and then give what is to be put out, in that order. Raises SimulationError."""
     began = time.perf_counter()
     log = read_log(
         args.log,
         filters=plan.filters,
         sort=args.sort,
         skip_incomplete=args.skip_incomplete,
-        called=args.called if args.log == "-" else args.log,
+        called=(args.called or "standard input") if args.log == "-" else args.log,
     )
     nodes = plan.nodes
     if nodes is None:
@@ -134,16 +144,18 @@ def _run(args: argparse.Namespace, plan: _Plan) -> None:
             )
         took = time.perf_counter() - began
         outcomes.append(report.Outcome(policy, events, measure(jobs, done.starts, gpus), done, took))
-    if args.starts:
-        _write_starts(args.starts, jobs, outcomes[0].replayed)
-    if args.plot:
-        policy = plan.policies[0]
-        title = f"{Path(log.name).name}: {report.name_of(policy)} on {gpus} GPUs"
-        plot.draw(args.plot, args.plot_kind, title, jobs, outcomes[0].replayed, nodes)
     if args.json:
-        print(json.dumps(report.document(about, outcomes), indent=2, allow_nan=False))
+        figures = json.dumps(report.document(about, outcomes), indent=2, allow_nan=False)
     else:
-        print("\n".join(report.lines(about, outcomes)))
+        figures = "\n".join(report.lines(about, outcomes))
+    done = outcomes[0].replayed
+    # What takes long or may fail comes last: figures of a long replay are not lost to a picture.
+    yield lambda: outputs.put(f"{figures}\n", sys.stderr if args.starts == "-" else sys.stdout)
+    if args.starts:
+        yield lambda: outputs.write_starts(args.starts, jobs, done)
+    if args.plot:
+        title = f"{Path(log.name).name}: {report.name_of(plan.policies[0])} on {report.count(gpus, 'GPU')}"
+        yield lambda: plot.draw(args.plot, args.plot_kind, title, jobs, done, nodes)
 
 
 def _events_of(policy: PolicySettings) -> Events:
@@ -184,13 +196,3 @@ def without_collections() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-def _write_starts(path: str, jobs: Sequence[LoggedJob], done: Replayed) -> None:
-    try:
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("job_id", "start_s"))
-            writer.writerows((job.id, start) for job, start in zip(jobs, done.starts, strict=True))
-    except OSError as error:
-        raise SimulationError(f"cannot write {path}: {error.strerror or error}") from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpusched.scheduler.core.model import Placement
+from gpusched.scheduler.simulate.outputs import complain, put
 from gpusched.scheduler.simulate.replay import Estimate, Events
 
 AUTO = "auto"
@@ -28,8 +29,11 @@ there are such, req_s, user, priority, name, estimate_s; plain or gzip; `-` is t
 class Parser(argparse.ArgumentParser):
     """argparse that says what is wrong in one line, as the other commands do."""
 
+    def print_help(self, file: Any = None) -> None:
+        put(self.format_help(), file or sys.stdout)
+
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"gpusched: simulate: {message} (see: gpusched simulate --help)\n")
+        complain(f"simulate: {message} (see: gpusched simulate --help)")
         raise SystemExit(2)
 
 
@@ -49,11 +53,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_machine(parser)
     _add_policy(parser)
     _add_output(parser)
-    args = parser.parse_args(list(argv))
+    args, rest = parser.parse_known_args(list(argv))
     args.fail = parser.error
+    if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    logs = [word[:200] for word in (args.log, *rest) if word is not None]
+    # The client's command asks for the history, hands it over as a log on the standard input, and says what to call it.
+    if (args.from_history and logs) or (args.called is not None and len(logs) > 1):
+        parser.error(f"a LOG ({logs[-1]!r}) and --from-history exclude each other: leave one of them out")
     if args.from_history:
-        # The client's command hands the history over as a log on the standard input.
         parser.error("--from-history is for `gpusched simulate`, which asks the scheduler; here, name a LOG")
+    if len(logs) > 1:
+        parser.error(f"one LOG at a time: {logs[0]!r} is one, and {logs[1]!r} is one more")
     if args.log is None:
         parser.error("name a LOG, or give --from-history")
     return args
@@ -67,7 +78,7 @@ def _add_log(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument("--url", metavar="HOST:PORT", help="its address, for --from-history (default: $GPUSCHED_URL)")
     # The name of what comes from the standard input.
-    group.add_argument("--called", default="standard input", help=argparse.SUPPRESS)
+    group.add_argument("--called", help=argparse.SUPPRESS)
     group.add_argument(
         "--filter", metavar="COLUMN=VALUE", action="append", default=[],
         help="only rows with this value in this column; also !=, <, <=, >, >=; all of several must hold",
@@ -104,7 +115,7 @@ def _add_policy(parser: Parser) -> None:
     group.add_argument("--backfill", metavar="NAME", default="easy", help="none, easy (the default) or conservative")
     group.add_argument(
         "--candidates", metavar="NAME", default="queue",
-        help="whom backfill tries first: queue (the queue's order; the default) or sjbf (the shortest)",
+        help="whom easy backfill tries first: queue (the queue's order; the default) or sjbf (the shortest)",
     )  # fmt: skip
     group.add_argument(
         "--estimate", choices=[each.value for each in Estimate],
@@ -128,7 +139,10 @@ def _add_policy(parser: Parser) -> None:
 
 def _add_output(parser: Parser) -> None:
     group = parser.add_argument_group("what comes out")
-    group.add_argument("--starts", metavar="FILE.csv", help="write job_id,start_s")
+    group.add_argument(
+        "--starts", metavar="FILE.csv",
+        help="write job_id,start_s; - is the standard output, and figures then go to the standard error",
+    )  # fmt: skip
     group.add_argument("--plot", metavar="FILE", help="draw it, as .svg or .png")
     group.add_argument(
         "--plot-kind", choices=[AUTO, "gantt", "queue"], default=AUTO,

@@ -32,6 +32,9 @@ _SWF_NAMES = (
 )
 
 _CSV_NEEDED = "job_id, submit_s, run_s, and gpus or procs"
+_CSV_COLUMNS = frozenset(
+    ("job_id", "submit_s", "run_s", "gpus", "procs", "req_s", "user", "priority", "name", "estimate_s")
+)
 
 
 @dataclass(slots=True)
@@ -40,7 +43,8 @@ class Log:
 
     Attributes:
         name: the file's, for people.
-        jobs: in the order of their submit times, equal ones in the order of their ids.
+        jobs: in the order of their submit times; equal ones in the order of their ids if all of those are whole
+            numbers, else in the file's.
         gpus: size of the machine as the log tells it, None if it does not.
         has_requested: whether any job's requested time is known.
         has_hints: whether anything else says how long jobs may take: an estimate, or a name to learn by.
@@ -91,6 +95,10 @@ def read_log(
         rows: Iterator[LoggedJob]
         if line.lstrip().startswith(";") or _looks_like_swf(line):
             rows = _read_swf(file, number, line, log, filters, skip_incomplete)
+        elif separator := _other_separator(line):
+            raise SimulationError(
+                f"{name}:{number}: columns are separated by {separator}; a CSV log has commas between them"
+            )
         elif "," in line:
             rows = _read_csv(file, number, line, log, filters, skip_incomplete)
         else:
@@ -135,6 +143,15 @@ def _reading(name: str) -> Iterator[None]:
         raise SimulationError(f"cannot read {name}: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:
         raise SimulationError(f"cannot read {name}: the gzip data is damaged or cut off ({error})") from None
+
+
+def _other_separator(line: str) -> str:
+    """What stands in a CSV header where commas should; empty if they do."""
+    for char, called in ((";", "semicolons"), ("\t", "tabs")):
+        columns = {each.strip().strip('"') for each in line.split(char)}
+        if len(columns & _CSV_COLUMNS) > 1:
+            return called
+    return ""
 
 
 def _first_line(file: io.TextIOBase) -> tuple[int, str] | None:

@@ -53,7 +53,7 @@ def lines(about: About, outcomes: Sequence[Outcome]) -> list[str]:
     nodes = f" in {about.nodes:,} nodes ({about.placement.value})" if about.nodes > 1 else ""
     hints = ", their estimates and similar runs" if about.estimate is Estimate.LIMIT and about.log.has_hints else ""
     text = [
-        f"{_clean(about.log.name)}: {_count(first.jobs, 'job')}{users} on {_count(about.gpus, 'GPU')}{nodes}; "
+        f"{_clean(about.log.name)}: {count(first.jobs, 'job')}{users} on {count(about.gpus, 'GPU')}{nodes}; "
         f"estimates: {_ESTIMATES[about.estimate]}{hints}"
     ]
     notes = (
@@ -149,7 +149,8 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
 def _backfill(policy: PolicySettings) -> str:
     if policy.backfill == "none":
         return "no backfill"
-    return f"{policy.backfill}{' sjbf' if policy.candidates == 'sjbf' else ''} backfill"
+    sjbf = policy.backfill == "easy" and policy.candidates == "sjbf"
+    return f"{policy.backfill}{' sjbf' if sjbf else ''} backfill"
 
 
 def span(seconds: float) -> str:
@@ -167,7 +168,8 @@ def span(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """`1 job`, `2,000 jobs`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
