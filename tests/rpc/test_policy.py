@@ -122,7 +122,7 @@ async def test_an_alias_is_its_order(operator: Client) -> None:
         ((), {"user_gpus": -1}, "user_gpus", "-1 is below 0"),
         ((), {"user_jobs": -5}, "user_jobs", "-5 is below 0"),
         ((), {"shares": [policy_pb2.Share(path="a", shares=math.nan)]}, "shares", "a=nan; shares must be above 0"),
-        ((), {"shares": [policy_pb2.Share(path="a", shares=math.inf)]}, "shares", "a=inf; shares must be above 0"),
+        ((), {"shares": [policy_pb2.Share(path="a", shares=math.inf)]}, "shares", "a=inf; allowed is 1e-06 to 1e+09"),
         ((), {"shares": [policy_pb2.Share(path="a", shares=-2)]}, "shares", "a=-2; shares must be above 0"),
         ((), {"shares": [policy_pb2.Share(path="a")]}, "shares", "a=0; shares must be above 0"),
         ((), {"shares": [policy_pb2.Share(path="a", shares=1)] * 2}, "shares", "a is named twice"),

@@ -208,3 +208,16 @@ def test_who_is_above_a_new_quota_is_told() -> None:
     assert said == [], "a quota of one's own counts instead, and 0 is any number"
     said = policies.notes(PolicySettings(shares=shares, quotas=(Quota("physics/", 3),)), jobs)
     assert said == [f"physics/ has 4 GPUs, 3 are allowed: {until}"]
+
+
+def test_who_asks_for_more_than_a_new_quota_is_told() -> None:
+    server = Server(PolicySettings())
+    server.start("bob", 8)
+    server.start("alice", 3)
+    server.start("alice", 1)
+    waiting = list(server.engine.queue.firsts())
+    assert [job.request.gpus for job in waiting] == [3, 1]
+    text = f"job {waiting[0].id} (alice) asks for 3 GPUs, 2 are allowed"
+    tight = PolicySettings(quotas=(Quota("alice", 2),))
+    assert policies.notes(tight, [], waiting) == [f"{text}: it waits until that is changed"]
+    assert policies.notes(replace(tight, borrow=True), [], waiting) == [f"{text}: it starts by borrowing, if at all"]

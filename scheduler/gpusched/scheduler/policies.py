@@ -69,15 +69,16 @@ def in_force(configured: PolicySettings, settings: Mapping[str, str]) -> PolicyS
     return policy
 
 
-def notes(policy: PolicySettings, running: Iterable[Job]) -> list[str]:
+def notes(policy: PolicySettings, running: Iterable[Job], waiting: Iterable[Job] = ()) -> list[str]:
     """What limits of a policy mean for those who have more than them: nothing is taken away.
 
     Args:
         policy: the new one.
         running: the jobs that run.
+        waiting: jobs that wait, one of each kind.
 
     Returns:
-        A sentence for each user and account that is above its quota.
+        A sentence for each user and account that is above its quota, and for each job that asks for more than one.
     """
     quotas = quotas_of(policy)
     if quotas is None:
@@ -98,4 +99,11 @@ def notes(policy: PolicySettings, running: Iterable[Job]) -> list[str]:
         if over:
             text = f"{quota.name} has {' and '.join(over)}"
             said.append(f"{text}: nothing is taken away, and nothing new starts until that fits")
+    for job in waiting:
+        most = min((quota.gpus for quota in quotas.of(job.spec.owner.name) if quota.gpus), default=job.request.gpus)
+        if job.request.gpus > most:
+            until = "it starts by borrowing, if at all" if policy.borrow else "it waits until that is changed"
+            said.append(
+                f"job {job.id} ({job.spec.owner.name}) asks for {job.request.gpus} GPUs, {most} are allowed: {until}"
+            )
     return [*said[:_MAX_NOTES], *([f"and {len(said) - _MAX_NOTES} more"] if len(said) > _MAX_NOTES else [])]

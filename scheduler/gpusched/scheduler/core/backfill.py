@@ -170,8 +170,7 @@ class Candidates:
         """Start a job although one before it must wait, if nobody is the worse for it."""
         if self.out_of_service(found, eligible):
             return None
-        first = found.keys.first()
-        if first is None or not first < key:  # a class is told of as its first job is
+        if found.is_told_as(key):
             found.verdict = BEHIND
             found.blocked_by = self._blocker(eligible)
         if not self._backfill:

@@ -192,7 +192,7 @@ class Pass(Candidates):
         excess = quotas.excess(self._queue.job(key).spec.owner.name, found.request.gpus)
         if excess is None:
             return False
-        if key == found.keys.first():
+        if found.is_told_as(key):
             found.verdict, found.blocked_by, found.unavailable_since = Verdict.QUOTA, None, None
         # Once its owner may have more, it goes before those that stand behind it.
         self._wished |= self._pool.eligible(found.request) if found.eligible is None else found.eligible

@@ -56,6 +56,11 @@ class JobClass:
     #: Since when too few of its devices are in service, None if enough are.
     unavailable_since: float | None = None
 
+    def is_told_as(self, key: Key) -> bool:
+        """Whether what is found out about a job holds for its class: it is the first, which need not be sorted in."""
+        first = self.keys.first()
+        return first is None or not first < key
+
 
 Findings: TypeAlias = tuple[Verdict, JobId | None, float | None]
 
@@ -218,6 +223,10 @@ class JobQueue:
         """All classes of awake jobs."""
         self._sort_in()
         return self._classes
+
+    def firsts(self) -> Iterator[Job]:
+        """The first of each class."""
+        return (self.job(found.keys.first() or ()) for found in self.classes.values())
 
     def class_of(self, job: Job) -> JobClass:
         """The class of a waiting, awake job."""

@@ -87,7 +87,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         # Read again: while it was saved, another administrator may have changed it.
         present = self._engine.settings.policy
         return admin_pb2.SetPolicyResponse(
-            policy=policy(present), notes=policies.notes(present, self._engine.running.values())
+            policy=policy(present),
+            notes=policies.notes(present, self._engine.running.values(), self._engine.queue.firsts()),
         )
 
     @guarded
