@@ -12,13 +12,13 @@ where all bookings leave room.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 
 from gpusched.scheduler.core.backfill import Start
 from gpusched.scheduler.core.ends import NEVER, Ends
 from gpusched.scheduler.core.jobs import Job, JobId
-from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Pool
 from gpusched.scheduler.core.profile import FORMS, Hold, Profile, form_for, profile_of
 from gpusched.scheduler.core.queue import ClassId, JobClass, JobQueue, Verdict, limit_of
@@ -27,11 +27,6 @@ from gpusched.scheduler.core.queue import ClassId, JobClass, JobQueue, Verdict, 
 DEPTH = 1000
 #: The same where parts of devices or of hosts are asked for: each of these costs a hundred times as much to book.
 DEPTH_COUNTED = 100
-
-
-def depth_of(pool: Pool) -> int:
-    """How many waiting jobs have a booking."""
-    return DEPTH_COUNTED if pool.counting else DEPTH
 
 
 @dataclass(slots=True)
@@ -97,16 +92,12 @@ class Bookings:
             self._profile.give(booking.hold, booking.start, booking.end)
             self._holes = True
 
-    def plans(self, request: Request, pool: Pool) -> bool:
-        """Whether the plan tells enough for a request, so that it will not be made anew in another form."""
-        form = form_for(pool, (request,))
-        return self._form is not None and FORMS.index(form) <= FORMS.index(self._form)
-
-    def room_for(self, job: Job, now: float) -> tuple[str, ...] | None:
-        """Devices that a job which came last would start on now, None if it would wait. The plan must be up to date."""
-        assert self._profile is not None
-        hole = self._profile.earliest(job.request, limit_of(job), now)
-        return None if hole is None or hole[0] > now else self._profile.place_now(job.request, hole[1])
+    def copy(self) -> Bookings:
+        """The same plan, to be tried out."""
+        twin = copy(self)
+        twin._profile = None if self._profile is None else self._profile.copy()
+        twin._booked, twin._running, twin._order = dict(self._booked), dict(self._running), list(self._order)
+        return twin
 
     def next_start(self, now: float) -> float | None:
         """The first booking that is yet to come."""
@@ -133,7 +124,7 @@ class Bookings:
             left_out: whether a waiting job is to have no booking now.
             aside: whether a class waits for devices that must be mended or brought back, and for long enough.
         """
-        depth = depth_of(pool)
+        depth = DEPTH_COUNTED if pool.counting else DEPTH
         gone: set[ClassId] = set()
         for found in queue.classes.values() if aside is not None else ():
             if aside is not None and aside(found):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from gpusched.scheduler.core.bookings import depth_of
 from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.profile import NEVER, form_for, profile_of
 from gpusched.scheduler.core.queue import Verdict, limit_of
@@ -59,6 +58,8 @@ class Outlook:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        #: The job of the last dry run, and when it would start at the latest, as its pass has found.
+        self.found_last: tuple[JobId, float | None] | None = None
         self._made_at = -NEVER
         self._forecasts: dict[JobId, float] = {}
         self._promises: dict[JobId, float] = {}
@@ -83,28 +84,29 @@ class Outlook:
         )
 
     def tried(self, job: Job, now: float) -> Expected:
-        """The same for a job that is not in the queue: what it could expect if it were submitted now."""
+        """The same for a job that is not in the queue, but has just been tried: what it could expect if it were."""
         ground = self._ground
         if ground.paused is not None or ground.halted is not None:
             return NOTHING
-        if ground.queue.rank(job) > self._depth:
+        rank, depth, backfill = ground.queue.rank(job), self._depth, ground.settings.policy.backfill
+        ahead = [each for each in islice(ground.queue, min(rank, depth)) if each.awake]
+        if rank > depth:
             self._refresh(now)
             forecast = self._beyond(job)
-            return Expected(None, None if forecast is None else max(now, forecast))
-        ahead = self._ahead(job, self._depth)
-        strict = ground.settings.policy.backfill == "none"
-        forecast = self._plan([*ahead, job], now, self._duration, strict=strict).get(job.id)
+        else:
+            forecast = self._plan([*ahead, job], now, self._duration, strict=backfill == "none").get(job.id)
         promise = None
-        if self._may_promise(job) and (ground.settings.policy.backfill != "easy" or not ahead):
-            promise = self._plan([*ahead, job], now, limit_of, strict=strict).get(job.id)
+        if not self._may_promise(job):
+            promise = None
+        elif backfill == "none":
+            promise = self._plan([*ahead, job], now, limit_of, strict=True).get(job.id) if rank <= depth else None
+        elif self.found_last is not None and self.found_last[0] == job.id and self.found_last[1] != NEVER:
+            promise = self.found_last[1]
         if promise is not None and forecast is not None:
             forecast = min(forecast, promise)
-        return Expected(promise, forecast)
-
-    def booking(self, job: Job, now: float) -> float | None:
-        """When a job that is not in the queue would start at the latest, as far as devices tell; None for never."""
-        ahead = self._ahead(job, depth_of(self._ground.pool))
-        return self._plan([*ahead, job], now, limit_of, strict=False).get(job.id)
+        return Expected(
+            None if promise is None else max(promise, now), None if forecast is None else max(forecast, now)
+        )
 
     @property
     def _depth(self) -> int:
@@ -120,10 +122,6 @@ class Outlook:
             return None
         behind = max(0, self._ground.queue.rank(job) - self._depth)
         return self._last + behind * self._work / max(1, len(self._ground.pool.devices))
-
-    def _ahead(self, job: Job, depth: int) -> list[Job]:
-        queue = self._ground.queue
-        return [each for each in islice(queue, min(queue.rank(job), depth)) if each.awake]
 
     def _promise(self, job: Job) -> float | None:
         ground = self._ground

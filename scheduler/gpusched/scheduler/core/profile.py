@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from copy import copy
+from typing import Any, Protocol, Self, TypeAlias
 
 from gpusched.scheduler.core.model import Request
 from gpusched.scheduler.core.pool import Pool
@@ -39,6 +40,10 @@ class Profile(Protocol):
         """Drop what is past."""
         ...
 
+    def copy(self) -> Self:
+        """The same, to be changed apart."""
+        ...
+
     def hold_of(self, devices: Sequence[str]) -> Hold:
         """Devices as a hold; those that are gone or out of service count for nothing."""
         ...
@@ -53,6 +58,12 @@ class _Stepped:
 
     _times: list[float]
     _free: list[Any]
+
+    def copy(self) -> Self:
+        twin = copy(self)
+        # What is free in a step is never changed in place.
+        twin._times, twin._free = list(self._times), list(self._free)
+        return twin
 
     def forget(self, before: float) -> None:
         past = bisect_right(self._times, before) - 1

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from gpusched.scheduler.core import admission
 from gpusched.scheduler.core.backfill import Start
-from gpusched.scheduler.core.bookings import depth_of
 from gpusched.scheduler.core.jobs import Job, JobSpec
 
 if TYPE_CHECKING:
@@ -38,15 +37,15 @@ def dry_run(
     job.expected = engine.estimates.of(job)
     engine.queue.place(job)
     engine.queue.arrange(now, job.lane)
-    if engine.bookings is not None:
-        return job, _try_booking(engine, job, now)
     queue, pool, quotas = engine.queue, engine.pool, engine.quotas
     taken: list[Start] = []
     got: tuple[str, ...] | None = None
     findings = queue.findings()
     queue.add(job)
+    plan = None if engine.bookings is None else engine.bookings.copy()
     if engine._may_start:
-        for start in engine._make_pass(now).starts():
+        looked = engine._make_pass(now)
+        for start in looked.starts() if plan is None else engine._booked_starts(plan, looked, now):
             pool.take(start.devices, start.job.id)
             if quotas is not None:
                 quotas.take(start.job.spec.owner.name, len(start.devices))
@@ -56,6 +55,9 @@ def dry_run(
             taken.append(start)
             if start.job is job:
                 got = start.devices
+        promised = {each.job.id: each.at for each in looked.reservations if each.firm}
+        found = promised.get(job.id) if plan is None else plan.start_of(job)
+        engine.outlook.found_last = (job.id, found)
     for start in taken:
         engine.ends.remove(start.job.id)
         pool.untake(start.devices, start.job.id)
@@ -67,22 +69,3 @@ def dry_run(
         queue.remove(job)
     queue.put_back(findings)
     return job, got
-
-
-def _try_booking(engine: Duties, job: Job, now: float) -> tuple[str, ...] | None:
-    """Devices for a job that is not in the queue if there is room for it now beside all bookings."""
-    queue, pool, bookings = engine.queue, engine.pool, engine.bookings
-    if not engine._may_start or engine.open_slots == 0:
-        return None
-    over = None if engine.quotas is None else engine.quotas.excess(job.spec.owner.name, job.request.gpus)
-    if over is not None:
-        if over.jobs or not engine.settings.policy.borrow:
-            return None
-        return pool.place(job.request, pool.available_but(engine._make_pass(now).wanted()))
-    rank = queue.rank(job)
-    # One that comes last, or behind all bookings, changes none of them.
-    last = (rank == len(queue) or rank >= depth_of(pool)) and not engine.pass_wanted
-    if last and bookings is not None and bookings.plans(job.request, pool):
-        return bookings.room_for(job, now)
-    at = engine.outlook.booking(job, now)
-    return pool.place(job.request) if at is not None and at <= now else None
