@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.support import Box, make_spec, snapshot
 from gpusched.scheduler.core import effects as do
@@ -12,9 +15,9 @@ from gpusched.scheduler.core import events as ev
 from gpusched.scheduler.core import invariants
 from gpusched.scheduler.core.errors import DomainError
 from gpusched.scheduler.core.explain import Code, explain, foresee
-from gpusched.scheduler.core.jobs import JobSpec
+from gpusched.scheduler.core.jobs import JobId, JobSpec
 from gpusched.scheduler.core.model import Condition
-from gpusched.scheduler.core.policy import PolicySettings
+from gpusched.scheduler.core.policy import BACKFILLS, ORDERS, PolicySettings
 
 NewBox = Callable[..., Box]
 
@@ -227,3 +230,68 @@ def test_whom_it_would_preempt(box: NewBox) -> None:
     assert b.told(low) and list(b.engine.claims) == [high]
     behind, _ = b.engine.dry_run(make_spec(2, priority=5), b.now)
     assert b.engine.would_preempt(behind, b.now) is None, "only the first of those who compete"
+
+
+@settings(max_examples=300)
+@given(st.randoms(use_true_random=False))
+def test_it_is_what_a_submit_gets_whatever_came_before(chance: Random) -> None:
+    """The devices, else the place, the times, and whether somebody is preempted; under any policy."""
+    knobs = PolicySettings(
+        order=chance.choice(ORDERS),
+        backfill=chance.choice(BACKFILLS),
+        candidates=chance.choice(["queue", "queue", "sjbf"]),
+        user_gpus=chance.choice([0, 0, 0, 3]),
+        borrow=chance.random() < 0.3,
+        aging=0.0,
+        preemption=chance.random() < 0.3,
+        preempt_after=0.0,
+        preempt_grace=10.0,
+    )
+    b = Box("3xH100", "2xA100", policy=knobs, max_running=chance.choice([0, 0, 0, 3]))
+
+    def make() -> JobSpec:
+        return make_spec(
+            chance.choice([1, 1, 2, 3, 4]),
+            user=chance.choice("abcd"),
+            model=chance.choice(["", "", "h100"]),
+            time_limit=chance.choice([None, 5.0, 20.0, 60.0]),
+            priority=chance.choice([0, 0, 1]),
+            preemptible=chance.random() < 0.3,
+        )
+
+    def try_to_submit(spec: JobSpec) -> JobId | None:
+        before = b.engine._next_job
+        try:
+            b.happen(ev.Submit(spec))
+        except DomainError:
+            return None
+        return JobId(before)
+
+    for _ in range(chance.randint(2, 14)):
+        what = chance.random()
+        if what < 0.6:
+            try_to_submit(make())
+        elif what < 0.8:
+            b.wait(chance.choice([1.0, 7.0, 30.0]))
+        elif b.running:
+            b.release(chance.choice(b.running))
+    spec = make()
+    try:
+        job, devices = b.engine.dry_run(spec, b.now)
+    except DomainError:
+        assert try_to_submit(spec) is None
+        return
+    choice = None if devices is not None else b.engine.would_preempt(job, b.now)
+    place, expected = b.engine.queue.position(job), b.engine.outlook.tried(job, b.now)
+    running = set(b.running)
+    real = try_to_submit(spec)
+    assert real is not None
+    if set(b.running) - running - {real}:
+        return  # under fair share, time alone has let somebody else start in the same pass
+    if devices is not None:
+        assert b.gpus(real) == devices
+        return
+    assert b.gpus(real) == () and b.engine.queue.position(b.job(real)) == place
+    assert (real in b.engine.claims) == (choice is not None)
+    if choice is None:
+        assert b.engine.outlook.of(b.job(real), b.now) == expected
