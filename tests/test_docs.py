@@ -97,7 +97,7 @@ def limits_table() -> str:
         ("`time_limit`, `max_wait`", f"{years:g} years"),
         ("`page_size`", f"{query_service.MAX_PAGE}"),
         ("an answer with jobs", f"{query_service.MAX_ANSWER >> 20} MiB; more come in further pages or messages"),
-        ("ended jobs remembered", f"{known.keep_ended}"),
+        ("ended jobs in memory", f"{known.keep_ended}; older ones are read from the store, up to `--keep`"),
         ("an error's text", f"{rpc_errors.MAX_TEXT} bytes"),
     ]
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {what} | {most} |" for what, most in rows)])

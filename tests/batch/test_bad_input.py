@@ -149,10 +149,10 @@ def test_a_command_that_cannot_start(shared: Box, tmp_path: Path, make: str, sta
         (["--"], "a command is missing"),
         (["-n", "0", "true"], "-n 0 asks for nothing; give a number of GPUs, or --cpus or --mem beside it"),
         (["--gpus", "two", "true"], "--gpus: 'two' will not do"),
-        (["--gpu-memory", "lots", "true"], "gpu_memory: 'lots' will not do: give a size such as 40G"),
+        (["--gpu-memory", "lots", "true"], "--gpu-memory: 'lots' will not do: give a size such as 40G"),
         (["--priority", "101", "true"], "--priority: '101' will not do: give a whole number from -100 to 100"),
         (["--name", "a\nb", "true"], "--name: 'a\\nb' will not do: give one line"),
-        (["--time", "soon", "true"], "time_limit: 'soon' will not do: give a duration such as 45s"),
+        (["--time", "soon", "true"], "--time: 'soon' will not do: give a duration such as 45s"),
         (["--grace", "-1", "true"], "grace: '-1' will not do"),
         (["--env", "=x", "true"], "--env: '=x' will not do: give NAME=VALUE"),
         (["--env", "SURELY_NOT_SET", "true"], "--env: 'SURELY_NOT_SET' will not do: that variable is not set here"),
@@ -178,11 +178,11 @@ def test_a_slip_of_the_finger_is_told_before_anything_is_sent(shared: Box, argv:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["-n", "9", "true"], "resources.gpus: asks for 9 GPUs, but there are only 8"),
-        (["--gpu-model", "TPU", "true"], "resources.gpu_model: no GPU on node"),
-        (["--begin", "2020-01-01T00:00", "true"], "begin_at: lies "),
-        (["--time", "0", "true"], "time_limit: 0 s is out of range"),
-        (["--after", "999999", "true"], "dependencies: there is no job 999999"),
+        (["-n", "9", "true"], "--gpus: asks for 9 GPUs, but there are only 8"),
+        (["--gpu-model", "TPU", "true"], "--gpu-model: no GPU on node"),
+        (["--begin", "2020-01-01T00:00", "true"], "--begin: lies "),
+        (["--time", "0", "true"], "--time: 0 s is out of range"),
+        (["--after", "999999", "true"], "--after: there is no job 999999"),
         (["--grace", "2h", "true"], "grace: 7200 s is out of range; 0 s to 3600 s"),
     ],
     ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
@@ -195,7 +195,7 @@ def test_what_this_machine_refuses_is_its_own_sentence(shared: Box, argv: list[s
 
 @pytest.mark.parametrize(
     ("argv", "field"),
-    [([b"--", b"echo", b"\xff"], "command"), ([b"--env", b"A=\xff", b"true"], "environment")],
+    [([b"--", b"echo", b"\xff"], "command"), ([b"--env", b"A=\xff", b"true"], "--env")],
     ids=["command", "env"],
 )
 def test_what_is_no_text_is_refused_and_not_changed(shared: Box, argv: list[bytes], field: str) -> None:

@@ -71,10 +71,12 @@ class FakeScheduler(rpc.SchedulerServicer):
 class Refusal:
     """A status with our error details."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, reason: str) -> None:
-        info = any_pb2.Any()
+    def __init__(self, code: grpc.StatusCode, message: str, reason: str, field: str = "") -> None:
+        info, bad = any_pb2.Any(), any_pb2.Any()
         info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="gpusched"))
-        self._status = status_pb2.Status(code=code.value[0], message=message, details=[info])
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        bad.Pack(error_details_pb2.BadRequest(field_violations=[violation] if field else []))
+        self._status = status_pb2.Status(code=code.value[0], message=message, details=[info, bad])
 
     def raise_in(self, context: grpc.ServicerContext) -> None:
         """End a call with it."""

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from gpusched.client.cli import submit
 from gpusched.client.cli.main import COMMANDS, run
+from gpusched.client.cli.parsing import Parser
 from support.server import clean_environment, free_port
 
 
@@ -88,6 +90,56 @@ def test_the_address_may_stand_before_or_after_the_command(capsys: pytest.Captur
             f"gpusched: no scheduler answers at {address}; "
             "start one with: gpusched serve --detach (gsrun starts one by itself)\n"
         )
+
+
+def test_no_word_of_gsrun_where_it_would_start_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value, host in (("GPUSCHED_AUTOSTART", "0", "127.0.0.1"), ("UNRELATED", "", "[::1]")):
+        monkeypatch.setenv(variable, value)
+        address = f"{host}:{free_port()}"
+        assert run(["status", "--url", address]) == 69
+        said = f"gpusched: no scheduler answers at {address}; start one with: gpusched serve --detach\n"
+        assert capsys.readouterr().err == said
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["policy", "--freeze-wait", "-1s"], "--freeze-wait: '-1s' will not do: it must not be below 0; give a dur"),
+        (["policy", "fair_share", "--aging", "-1h"], "--aging: '-1h' will not do: it must not be below 0"),
+        (["policy", "--half-life", "-1d"], "--half-life: '-1d' will not do: it must not be below 0"),
+        (["policy", "--half-life", "500ms"], "--half-life: '500ms' will not do: give a duration such as"),
+        (["policy", "--half-life", "0.000001"], "(at most 10 years), 1s or more"),
+        (["submit", "--time", "-1:30", "x"], "--time: '-1:30' will not do: it must not be below 0"),
+        (["submit", "--time", "soon", "x"], "--time: 'soon' will not do: give a duration"),
+        (["submit", "--gpu-memory", "lots", "x"], "--gpu-memory: 'lots' will not do: give a size"),
+        (["submit", "--node", "", "x"], "--node: '' will not do"),
+        (["submit", "--signal", "USR1@2d", "x"], "--signal: 'USR1@2d' will not do: give a signal"),
+        (["jobs", "-l", "-1s"], "argument -l/--limit: '-1s' will not do: give a whole number"),
+        (["policy", "--aging", "--reset"], "argument --aging: expected one argument"),
+        (["policy", "--aging"], "argument --aging: expected one argument"),
+    ],
+)
+def test_values_below_nothing_and_what_was_typed(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_commands_own_words_are_left_alone() -> None:
+    parser = Parser("gpusched submit", "")
+    submit.configure(parser)
+    for before in ([], ["--"], ["--time", "1h"], ["--shared"]):
+        words = ["python", "--time", "-1", "-n", "-1s", "--", "-2"]
+        assert parser.parse_args([*before, *words]).command[-7:] == words
+
+
+def test_where_a_server_serves_is_not_the_address_of_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--url", "127.0.0.1:1", "serve"]) == 2
+    assert "serve takes no --url; it serves on --port" in capsys.readouterr().err
 
 
 def test_help_is_light() -> None:

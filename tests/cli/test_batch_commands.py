@@ -83,6 +83,32 @@ def job(number: int, state: str = "QUEUED", **fields: Any) -> job_pb.Job:
     return job_pb.Job(id=str(number), state=value, **fields)
 
 
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("resources.gpus", "--gpus: "),
+        ("resources.gpu_memory_bytes", "--gpu-memory: "),
+        ("resources.labels", "--constraint: "),
+        ("resources.nodes", "--node: "),
+        ("resources.memory_bytes", "--mem: "),
+        ("preempt_signal.name", "--signal: "),
+        ("retry.exit_statuses", "--retry-on: "),
+        ("dependencies", "--after: "),
+        ("begin_at", "--begin: "),
+        ("time_limit", "--time: "),
+        ("command", "command: "),
+        ("of.a.newer.server", "of.a.newer.server: "),
+    ],
+)
+def test_what_the_server_refuses_names_the_option(
+    fake: FakeServer, cli: Callable[..., int], capsys: Captured, field: str, option: str
+) -> None:
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    fake.service.answers["Submit"] = Refusal(code, f"{field}: will not do", "INVALID_REQUEST", field)
+    assert cli("submit", "true") == 1
+    assert capsys.readouterr().err == f"gpusched: {option}will not do\n"
+
+
 def piece(data: bytes, offset: int = 0, attempt: int = 1) -> pb.StreamLogsResponse:
     return pb.StreamLogsResponse(data=data, offset=offset, attempt=attempt)
 

@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 
 from cli.commands import good, gpusched
+from gpusched.client.cli.output import Output
+from gpusched.client.cli.policy import table
 from gpusched.client.transport import open_channel
-from gpusched.v1 import scheduler_pb2, scheduler_pb2_grpc
+from gpusched.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, scheduler_pb2, scheduler_pb2_grpc
 from support.server import Server
 
 
@@ -77,9 +80,11 @@ def test_only_what_is_named_changes(box: Server) -> None:
         "preemption": True,
         "aging": "0s",
     }
-    assert re.search(r"^Policy +fair_share, conservative backfill \(set since the start\)$", good(box, "status"), re.M)
+    assert re.search(
+        r"^Policy +fair_share, conservative backfill \(set by an administrator\)$", good(box, "status"), re.M
+    )
     shown = gpusched(box, "policy")
-    assert shown.stderr == "set by an administrator since; `gpusched policy --reset` goes back to the configuration\n"
+    assert shown.stderr == "set by an administrator; `gpusched policy --reset` goes back to the configuration\n"
     assert row(good(box, "policy", "--reset"), "policy") == "sjf"
     assert policy(box) == before
     assert re.search(r"^Policy +sjf, easy backfill$", good(box, "status"), re.M)
@@ -94,7 +99,7 @@ def test_json_of_a_change(box: Server) -> None:
     ("words", "status", "said"),
     [
         (["lottery"], 1, "gpusched: policy: there is no policy 'lottery'; there are: fifo, priority, sjf, fair_share"),
-        (["--half-life", "0"], 1, "gpusched: --half-life: 0 is not allowed; it must be above 0"),
+        (["--half-life", "0"], 2, "--half-life: '0' will not do: give a duration such as"),
         (["--share", "a=nan"], 1, "gpusched: --share: a=nan; shares must be above 0"),
         (["--share", "a=-1"], 1, "gpusched: --share: a=-1; shares must be above 0"),
         (["--reservation-depth", "0"], 1, "gpusched: --reservation-depth: 0 is not from 1 to 64"),
@@ -115,3 +120,21 @@ def test_what_is_refused_names_the_option(started: Server, words: list[str], sta
     with open_channel(started.address) as channel:
         request = scheduler_pb2.GetStatusRequest()
         assert not scheduler_pb2_grpc.SchedulerStub(channel).GetStatus(request, timeout=30).policy_changed
+
+
+def test_no_client_sets_a_half_life_below_a_second(started: Server) -> None:
+    """As the server's own option has it."""
+    request = admin_pb2.SetPolicyRequest()
+    request.policy.half_life.FromMilliseconds(999)
+    metadata = [("authorization", f"Bearer {good(started, 'token').strip()}")]
+    with open_channel(started.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        admin_pb2_grpc.AdminStub(channel).SetPolicy(request, metadata=metadata, timeout=30)
+    assert caught.value.details() == "policy.half_life: 0.999 s is not allowed; it must be 1 s or more"  # type: ignore[attr-defined]
+
+
+def test_durations_below_a_second_are_not_never() -> None:
+    settings = policy_pb2.Policy()
+    settings.preempt_grace.FromMilliseconds(400)
+    settings.aging.FromSeconds(90)
+    lines = "\n".join(table(settings, Output()))
+    assert [row(lines, option) for option in ("--preempt-grace", "--aging", "--starvation")] == ["0.4s", "1m30s", "0s"]

@@ -248,6 +248,16 @@ def test_serve_and_stop_become_the_schedulers_program(tmp_path: Path) -> None:
         wait_until(lambda: "serving on" in serving.stderr.readline(), timeout=30)  # type: ignore[union-attr]
         shown = subprocess.run([*CLI, "status", "--json"], env=environment, capture_output=True, text=True, check=True)
         assert json.loads(shown.stdout)["pid"] == str(serving.pid)
+        meant = environment | {"GPUSCHED_URL": "", "GPUSCHED_PORT": str(free_port())}
+        for words, env, named_by in (
+            (["stop"], meant, "GPUSCHED_PORT"),
+            (["--url", "127.0.0.1:1", "stop"], environment, "--url"),
+            (["stop", "--url=gpubox:9123"], environment, "--url"),
+        ):
+            refused = subprocess.run([*CLI, *words], env=env, capture_output=True, text=True, timeout=60)
+            assert refused.returncode == 1 and serving.poll() is None
+            assert f"gpusched: {named_by} names a scheduler at " in refused.stderr
+            assert f"serves on 127.0.0.1:{port} (pid {serving.pid}): nothing was stopped" in refused.stderr
         stopped = subprocess.run([*CLI, "stop"], env=environment, capture_output=True, text=True, timeout=60)
         assert stopped.returncode == 0, stopped
         serving.communicate(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import gpusched.v1.job_pb2 as job_pb
 import gpusched.v1.resources_pb2 as resources_pb
-from gpusched.client.cli import gpus, jobs, show
+import gpusched.v1.scheduler_pb2 as pb
+from gpusched.client.cli import gpus, job, jobs, show
+from gpusched.client.cli.output import Output
 
 
 def cells(job: Any, now: float = 1000.0, with_node: bool = False) -> list[str]:
@@ -29,6 +32,13 @@ def test_a_running_job_shows_its_gpus_and_run_time() -> None:
     )  # fmt: skip
     assert cells(job) == ["7", "RUNNING", "alice", "train", "0-2,5", "-", "1m30s", "2h", "-"]
     assert cells(job, with_node=True)[4] == "n1:0-2,5"
+
+
+def test_a_running_job_that_is_to_end_says_why_and_by_when() -> None:
+    by = Timestamp(seconds=1000)
+    job = job_pb.Job(id="7", state=job_pb.JOB_STATE_RUNNING, ending="preempted for job 9 (bob)", ending_at=by)
+    assert cells(job)[-1] == f"ends by {show.clock(by)}: preempted for job 9 (bob)"
+    assert fact(job, "Asked to end") == f"by {show.clock(by)}: preempted for job 9 (bob)"
 
 
 def test_a_waiting_job_shows_what_it_asks_and_why_it_waits() -> None:
@@ -129,3 +139,54 @@ def test_a_gpu_shows_its_readings_and_unknown_ones_as_such() -> None:
 def test_what_is_the_matter_stands_beneath(state: str, message: str, drained: bool, note: str) -> None:
     number = resources_pb.GpuState.Value(f"GPU_STATE_{state}")
     assert gpus.row(gpu(3, state=number, message=message, drained=drained), False).note == note
+
+
+def test_a_job_without_gpus_shows_that_it_has_none() -> None:
+    asks = resources_pb.ResourceRequest(cpus=4, memory_bytes=2 << 30)
+    for state in (job_pb.JOB_STATE_QUEUED, job_pb.JOB_STATE_RUNNING, job_pb.JOB_STATE_COMPLETED):
+        assert cells(job_pb.Job(id="7", state=state, resources=asks))[4] == "none"
+    value = job_pb.Job(id="7", state=job_pb.JOB_STATE_RUNNING, resources=asks)
+    assert fact(value, "Asks for") == "4 cores, 2 GiB of host memory"
+    view = job.JobView(Output())
+    view.take(pb.WatchJobsResponse(jobs=[value]))
+    assert view.news()[0].endswith("job 7 RUNNING: with 4 cores, 2 GiB of host memory")
+
+
+def run(number: int, begin: int, end: int = 0) -> job_pb.Attempt:
+    ended = Timestamp(seconds=end) if end else None
+    return job_pb.Attempt(number=number, started_at=Timestamp(seconds=begin), ended_at=ended)
+
+
+@pytest.mark.parametrize(
+    ("number", "runs", "said"),
+    [
+        (0, [], ", after a wait of 30s"),
+        (1, [run(1, 130)], ", after a wait of 30s"),
+        (2, [run(1, 103, 123), run(2, 130)], ", after a wait of 7s since the run before"),
+        (2, [run(1, 103, 130), run(2, 130)], ", at once after the run before"),
+        (2, [], ""),  # of a watch, which tells no runs
+    ],
+)
+def test_a_later_run_has_not_waited_while_the_first_one_ran(number: int, runs: list[Any], said: str) -> None:
+    for state in (job_pb.JOB_STATE_RUNNING, job_pb.JOB_STATE_FAILED):
+        value = job_pb.Job(
+            id="7", state=state, attempt=number, attempts=runs,
+            submitted_at=Timestamp(seconds=100), started_at=Timestamp(seconds=130),
+        )  # fmt: skip
+        assert fact(value, "Started") == show.clock(value.started_at) + said
+
+
+def test_a_wait_for_the_next_run_begins_with_the_end_of_the_last() -> None:
+    now = int(time.time())
+    value = job_pb.Job(id="7", state=job_pb.JOB_STATE_QUEUED, position=1, submitted_at=Timestamp(seconds=now - 7200))
+    assert fact(value, "State") == "QUEUED, place 1 in the queue, waiting for 2h"
+    value.attempt = 1
+    assert fact(value, "State") == "QUEUED, place 1 in the queue"
+    value.attempts.append(run(1, now - 7000, now - 3600))
+    assert fact(value, "State") == "QUEUED, place 1 in the queue, waiting for 1h"
+
+
+def fact(value: Any, name: str) -> str:
+    """What `gpusched job` says under a name."""
+    line = next(line for line in job.account(value, Output()) if line.startswith(name))
+    return line.removeprefix(name).strip()

@@ -346,6 +346,19 @@ def test_the_servers_own_checks_name_the_field(here):
     assert caught.value.field == "max_wait"
 
 
+def test_refusals_are_in_the_words_of_the_call(here):
+    """The contract's names of fields are for programs."""
+    for options, error, field, said in (
+        ({"gpus": 9}, NotSatisfiable, "resources.gpus", "gpus: asks for 9 GPUs"),
+        ({"shared": True}, InvalidRequest, "resources.gpu_memory_bytes", "gpu_memory: "),
+        ({"gpu_ids": "99"}, NotSatisfiable, "resources.gpu_ids", "gpu_ids: there is no GPU '99'"),
+    ):
+        with pytest.raises(error) as caught:
+            acquire(**options).start()
+        assert caught.value.field == field and str(caught.value).startswith(said)
+        assert caught.value.reason
+
+
 # -- losing it ---------------------------------------------------------------------------------------------
 
 

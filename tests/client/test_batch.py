@@ -5,7 +5,17 @@ import threading
 
 import pytest
 
-from gpusched.client import JobFailed, JobState, NotSatisfiable, ReasonCode, SubmittedJob, UsageError, aio, submit
+from gpusched.client import (
+    InvalidRequest,
+    JobFailed,
+    JobState,
+    NotSatisfiable,
+    ReasonCode,
+    SubmittedJob,
+    UsageError,
+    aio,
+    submit,
+)
 from gpusched.client.submission import begin_time
 
 
@@ -101,8 +111,16 @@ def test_what_makes_no_sense_is_said_before_anything_is_asked(here):
         assert caught.value.field == field
     with pytest.raises(UsageError):
         submit("true --with-a-shell")
-    with pytest.raises(NotSatisfiable):
+
+
+async def test_refusals_are_in_the_words_of_the_call(here):
+    with pytest.raises(NotSatisfiable, match=r"^gpus: asks for 99 GPUs") as caught:
         submit(["true"], gpus=99)
+    assert (caught.value.field, caught.value.reason) == ("resources.gpus", "NOT_SATISFIABLE")
+    with pytest.raises(InvalidRequest, match=r"^begin: lies "):
+        submit(["true"], begin="2020-01-01T00:00")
+    with pytest.raises(NotSatisfiable, match=r"^gpu_model: "):
+        await aio.submit(["true"], gpu_model="TPU")
 
 
 def test_begin_times():

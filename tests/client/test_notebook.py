@@ -123,5 +123,7 @@ def test_a_lease_shows_itself():
     )
     assert repr(lease) == "<Lease of job 7: GPU 3 (held)>"
     assert "80 GiB" in lease._repr_html_()
+    cores = BaseLease(lease_id="l", job_id="7", address="a:1", gpus=(), env={})
+    assert cores._repr_html_() == "<b>gpusched</b> job 7 (held): no GPU"
     assert "GPU-&lt;x&gt;" in lease._repr_html_()
     assert len(lease) == 1

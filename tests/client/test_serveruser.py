@@ -90,7 +90,9 @@ def test_listed_users_are_exactly_those(monkeypatch):
     ):
         check_server_user("127.0.0.1:1", pytest.fail)
     owned_by(monkeypatch, None)
-    with pytest.raises(ServerUnavailable, match="nobody listens"):
+    with pytest.raises(
+        ServerUnavailable, match=r"^no scheduler answers at 127.0.0.1:1 .*; start one with: gpusched serve"
+    ):
         check_server_user("127.0.0.1:1", pytest.fail)
     monkeypatch.setenv("GPUSCHED_SERVER_USER", "987654")
     owned_by(monkeypatch, 0)

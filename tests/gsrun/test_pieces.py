@@ -18,9 +18,9 @@ from gpusched.client.gsrun import tree, wire
 from gpusched.client.gsrun.asking import first_request, resources
 from gpusched.client.gsrun.line import compose, counted, cut, elapsed, harmless, ordinal, width
 from gpusched.client.gsrun.options import Misuse, parse
-from gpusched.client.gsrun.words import outlook, place
+from gpusched.client.gsrun.words import got, outlook, place
 from gpusched.client.usage import UsageError
-from gpusched.v1 import resources_pb2, scheduler_pb2
+from gpusched.v1 import job_pb2, resources_pb2, scheduler_pb2
 from support.waiting import wait_until
 
 # -- options ---------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_what_a_job_says_of_itself() -> None:
     assert (request.preempt_signal.name, request.preempt_signal.before.seconds) == ("USR1", 120)
     plain = first_request(parse(["c"]), "here", "id", 1)
     assert not (plain.HasField("estimate") or plain.preemptible or plain.HasField("preempt_signal"))
-    for words in ("--estimate 0 c", "--estimate soon c", "--signal @5 c", "--signal USR1@0 c"):
+    for words in ("--estimate 0 c", "--estimate soon c", "--signal @5 c", "--signal USR1@0 c", "--signal INT@100d c"):
         with pytest.raises(UsageError, match=rf"^{words.split()[0]}: "):
             parse(words.split())
     with pytest.raises(Misuse, match="--preemptible takes no value"):
@@ -278,16 +278,35 @@ def test_a_waiter_reads_when_it_starts() -> None:
     """The forecast, but of this very minute, and the promise where it is another minute."""
     noon = Timestamp(seconds=int(time.time()) + 600)
     later = Timestamp(seconds=noon.seconds + 3600)
-    queued = scheduler_pb2.Queued(position=1, total=2)
-    assert place(queued, 1) == "gsrun: 1st of 2 in the queue · 1 GPU"
+    queued, one = scheduler_pb2.Queued(position=1, total=2), parse(["c"])
+    assert place(queued, one) == "gsrun: 1st of 2 in the queue · 1 GPU"
     queued.forecast.FromSeconds(int(time.time()) + 30)
-    assert place(queued, 1) == "gsrun: 1st of 2 in the queue · 1 GPU"
+    assert place(queued, one) == "gsrun: 1st of 2 in the queue · 1 GPU"
     queued.forecast.CopyFrom(noon)
     at, by = (time.strftime("%H:%M", time.localtime(moment.seconds)) for moment in (noon, later))
-    assert place(queued, 1).endswith(f"1 GPU · expected at {at}")
+    assert place(queued, one).endswith(f"1 GPU · expected at {at}")
     queued.promise.CopyFrom(noon)
-    assert place(queued, 1).endswith(f"1 GPU · expected at {at}"), "the same time is said once"
+    assert place(queued, one).endswith(f"1 GPU · expected at {at}"), "the same time is said once"
     queued.promise.CopyFrom(later)
-    assert place(queued, 1).endswith(f"expected at {at} · {by} at the latest")
+    assert place(queued, one).endswith(f"expected at {at} · {by} at the latest")
     dry_run = scheduler_pb2.DryRun(position=3, promise=later)
-    assert outlook(dry_run) == f"would wait, 3rd in the queue:  ({by} at the latest)"
+    assert outlook(dry_run, one) == f"would wait, 3rd in the queue:  ({by} at the latest)"
+
+
+def test_a_wait_for_no_gpu_names_what_it_is_for() -> None:
+    cores, memory = parse(["-n0", "--cpus", "1", "--mem", "2G", "c"]), parse(["-n0", "--mem", "1536M", "c"])
+    queued = scheduler_pb2.Queued(position=1, total=2)
+    assert place(queued, cores) == "gsrun: 1st of 2 in the queue · 1 core, 2 GiB of memory"
+    assert place(queued, memory) == "gsrun: 1st of 2 in the queue · 1.5 GiB of memory"
+    now = scheduler_pb2.DryRun(starts_now=True)
+    assert outlook(now, cores) == "would start now, with 1 core, 2 GiB of memory"
+    assert got([], cores) == "1 core, 2 GiB of memory"
+    assert got([job_pb2.AllocatedGpu(index=3)], parse(["c"])) == "GPU 3"
+
+
+def test_a_dry_run_that_would_not_wait() -> None:
+    dry_run = scheduler_pb2.DryRun(position=3, reason=job_pb2.Reason(message="needs 2 GPUs, 0 free"))
+    said = "would fail at once, as --immediate asks (status 75): needs 2 GPUs, 0 free"
+    assert outlook(dry_run, parse(["--dry-run", "--immediate", "c"])) == said
+    dry_run = scheduler_pb2.DryRun(starts_now=True, gpus=[job_pb2.AllocatedGpu(index=3)])
+    assert outlook(dry_run, parse(["--dry-run", "--immediate", "c"])) == "would start now, on GPU 3"

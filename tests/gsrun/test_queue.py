@@ -113,6 +113,9 @@ def test_dry_run(gsrun: Start, busy: Gsrun) -> None:
     run = gsrun("--dry-run", "-n", "2", "true")
     assert run.wait() == 0
     assert re.fullmatch(r"would wait, 1st in the queue: needs 2 GPUs, 0 free.*\n", run.out)
+    run = gsrun("--dry-run", "--immediate", "-n", "2", "true")
+    assert run.wait() == 0
+    assert re.fullmatch(r"would fail at once, as --immediate asks \(status 75\): needs 2 GPUs, 0 free.*\n", run.out)
     busy.signal(signal.SIGTERM)
     busy.wait()
     run = gsrun("--dry-run", "-n", "2")

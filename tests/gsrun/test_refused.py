@@ -134,6 +134,15 @@ def test_server_user_that_is_not_trusted(idle: Server) -> None:
     assert "GPUSCHED_SERVER_USER" in err
 
 
+@pytest.mark.parametrize("more", [(), ("--detach",)])
+def test_nobody_listens_for_who_names_the_servers_user(idle: Server, more: tuple[str, ...]) -> None:
+    """As it is said without that variable: with what to do."""
+    address = f"127.0.0.1:{free_port()}"
+    code, err = refused(idle, *more, "true", GPUSCHED_URL=address, GPUSCHED_SERVER_USER=str(os.getuid()))
+    assert code == 69
+    assert err.startswith(f"gsrun: no scheduler answers at {address}") and "; start one with" in err
+
+
 def test_megabyte_of_arguments(idle: Server) -> None:
     words = ["x" * 1000] * 1000
     done = subprocess.run([*GSRUN, "sh", "-c", "echo $#", *words], capture_output=True, text=True, env=idle.env)

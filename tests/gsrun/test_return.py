@@ -78,6 +78,18 @@ def test_the_return_names_job_and_holder(fake: FakeScheduler, running: Gsrun, tm
     assert running.err == HOLDING + BACK
 
 
+def test_a_command_without_gpus_has_a_lease(fake: FakeScheduler, start: Start) -> None:
+    run = start("-n", "0", "--cpus", "2", "sh", "-c", "echo up; exec sleep 100")
+    fake.grant(epoch=5, indices=())
+    run.wait_for_out("up")
+    lose(fake)
+    run.wait_for_err("gsrun: the scheduler is away; holding your lease, the command goes on\n")
+    fake.say(queued=scheduler_pb2.Queued(job_id="7", position=1, total=1))
+    assert run.wait() == 76
+    assert "gsrun: the scheduler took the lease back: it takes this job for one that waits; ending" in run.err
+    assert "GPU" not in run.err
+
+
 def test_a_grant_that_is_to_be_confirmed_again_is(fake: FakeScheduler, running: Gsrun, tmp_path: Path) -> None:
     lose(fake)
     fake.grant(epoch=5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from gsrun.running import QUICK, Gsrun
+from gsrun.running import GSRUN, QUICK, Gsrun
 from support.server import Server
 
 Make = Callable[..., Gsrun]
@@ -51,6 +52,13 @@ def test_two_run_on_one_gpu_and_a_third_waits(one: Make) -> None:
 def test_cores_without_a_gpu(one: Make) -> None:
     run = one("-n", "0", "--cpus", "2", "--mem", "1G", "sh", "-c", 'echo "[$CUDA_VISIBLE_DEVICES] $GPUSCHED_CPUS"')
     assert run.wait(QUICK) == 0 and run.out == "[] 2\n"
+    run = one("-v", "-n", "0", "--cpus", "2", "true")
+    assert run.wait(QUICK) == 0 and re.search(r"^gsrun: got 2 cores \(job \d+\) after 0s$", run.err, re.MULTILINE)
+    run = one("--dry-run", "-n", "0", "--cpus", "1")
+    assert run.wait(QUICK) == 0 and run.out == "would start now, with 1 core\n"
+    run = one("sh", "-c", f"{' '.join(GSRUN)} -n 0 --cpus 1 --dry-run; {' '.join(GSRUN)} -v -n 0 --cpus 1 true")
+    assert run.wait(QUICK) == 0 and re.search(r"^would start now, on none of the GPUs of job \d+, ", run.out)
+    assert re.search(r"^gsrun: inside job \d+: using none of its GPUs$", run.err, re.MULTILINE)
 
 
 @pytest.mark.slow

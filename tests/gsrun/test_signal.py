@@ -78,6 +78,20 @@ def test_a_signal_that_can_never_come_is_mentioned(gsrun: Start, more: tuple[str
     assert ("--signal has no effect without --time or --preemptible" in run.err) == (not more)
 
 
+@pytest.mark.parametrize(
+    ("signal_words", "said"),
+    [
+        ("FOO@1s", r"gsrun: --signal: 'FOO@1s' will not do: .*; the signals are HUP, INT, .*"),
+        ("USR1@100d", r"gsrun: --signal: 'USR1@100d' will not do: .*; the time is more than 0, and at most 1d"),
+    ],
+)
+def test_a_signal_that_there_is_not_is_all_that_is_said(gsrun: Start, signal_words: str, said: str) -> None:
+    for more in ((), ("--dry-run",)):
+        run = gsrun("--signal", signal_words, *more, "true")
+        assert run.wait() == 2
+        assert re.fullmatch(said + "\n", run.err)
+
+
 # -- with a scheduler that preempts when it is told to ---------------------------------------------------------
 
 

@@ -49,13 +49,16 @@ async def test_cancel_of_a_running_job_is_a_notice_then_a_revocation(client: Cli
     assert notice.kind == scheduler_pb2.NOTICE_KIND_CANCEL
     assert "maintenance" in notice.message
     assert 0 < at(notice.deadline) - time.time() <= GRACE + 1.0
+    seen = await client.job(stream.job_id)
+    assert (seen.ending, seen.ending_at) == (notice.message, notice.deadline)
     # Asking twice neither repeats the notice nor moves the deadline.
     await client.cancel_job(stream.job_id)
     assert (await stream.next())[0] == "ended"
     assert GRACE - 0.1 < time.monotonic() - began < GRACE + 2.0
     got = await stream.end()
     assert (got.code, got.reason) == (grpc.StatusCode.ABORTED, "LEASE_REVOKED")
-    assert (await client.job(stream.job_id)).state == job_pb2.JOB_STATE_CANCELLED
+    gone = await client.job(stream.job_id)
+    assert gone.state == job_pb2.JOB_STATE_CANCELLED and not gone.ending
     await waiter.granted()
 
 

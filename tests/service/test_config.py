@@ -139,7 +139,7 @@ def test_shares_and_quotas_of_the_file(home: dict[str, str], tmp_path: Path) -> 
         (["a=nan"], "--share: a=nan; shares must be above 0"),
         (["a=-1"], "--share: a=-1; shares must be above 0"),
         (["a=0"], "--share: a=0; shares must be above 0"),
-        (["a=inf"], "--share: a=inf; shares must be above 0"),
+        (["a=inf"], "--share: a=inf; allowed is 1e-06 to 1e+09"),
         (["x//a=1"], "--share: 'x//a' has an empty name"),
         (["a=1", "x/a=1"], "--share: user a is named twice"),
     ],
@@ -148,10 +148,48 @@ def test_shares_that_make_no_policy_name_their_place(words: list[str], said: str
     assert problems(["serve", *(part for word in words for part in ("--share", word))], home) == [said]
 
 
+def test_each_share_that_is_wrong_is_named(home: dict[str, str]) -> None:
+    words = ["--share", "p/a=nan", "--share", "b=-1", "--share", "c=1", "--quota", "p/=3"]
+    text = "shares must be above 0"
+    assert problems(["serve", *words], home) == [f"--share: p/a=nan; {text}", f"--share: b=-1; {text}"]
+
+
 def test_detach_and_stop(home: dict[str, str]) -> None:
     assert load(["serve", "--detach"], home).detach
-    found = load(["stop", "--timeout", "5", "--state-dir", "/x"], home | {"GPUSCHED_PORT": "wrong"})
+    found = load(["stop", "--timeout", "5", "--state-dir", "/x"], home | {"GPUSCHED_GRACE": "wrong"})
     assert (found.command, found.timeout, found.state_dir) == ("stop", 5.0, Path("/x"))
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "address", "named_by"),
+    [
+        ([], {}, "", ""),
+        ([], {"GPUSCHED_PORT": "0"}, "", ""),
+        ([], {"GPUSCHED_PORT": "19772"}, "127.0.0.1:19772", "GPUSCHED_PORT"),
+        ([], {"GPUSCHED_PORT": "1", "GPUSCHED_URL": "grpc://LOCALHOST:2/"}, "127.0.0.1:2", "GPUSCHED_URL"),
+        (["--url", "[::1]:3"], {"GPUSCHED_PORT": "1", "GPUSCHED_URL": "box:2"}, "[::1]:3", "--url"),
+    ],
+)
+def test_which_scheduler_is_to_stop(
+    words: list[str], environ: dict[str, str], address: str, named_by: str, home: dict[str, str]
+) -> None:
+    found = load(["stop", *words], home | environ)
+    assert (found.address, found.named_by) == (address, named_by)
+
+
+def test_a_scheduler_that_cannot_be_meant(home: dict[str, str]) -> None:
+    assert problems(["stop"], home | {"GPUSCHED_PORT": "wrong"})[0].startswith('GPUSCHED_PORT: "wrong" is not allowed')
+    said = ['GPUSCHED_URL: "box" is not allowed: give host:port, such as 127.0.0.1:9123']
+    assert problems(["stop"], home | {"GPUSCHED_PORT": "1", "GPUSCHED_URL": "box"}) == said
+    assert load(["serve"], home | {"GPUSCHED_URL": "box"}).address == "", "of no meaning here"
+
+
+@pytest.mark.parametrize("flag", ["--freeze-wait", "--aging", "--half-life", "--grace"])
+def test_a_duration_below_nothing(flag: str, home: dict[str, str]) -> None:
+    """argparse would take `-1s` for a flag."""
+    (said,) = problems(["serve", flag, "-1s", "--port", "0"], home)
+    assert said.startswith(f'{flag}: "-1s" is not allowed: give a duration such as 500ms, 30s or 1h30m, from ')
+    assert problems(["serve", flag, "--port", "0"], home) == [f"{flag}: expected one argument"]
 
 
 def test_empty_variables_are_not_set(home: dict[str, str]) -> None:
@@ -355,7 +393,7 @@ def test_help_has_every_option(home: dict[str, str], capsys: pytest.CaptureFixtu
 def test_one_table_for_everything() -> None:
     """Options, settings and documentation cannot drift apart."""
     settings = {field.name for field in fields(Config)} - {"policy"}
-    assert {option.field for option in OPTIONS} | {"command"} == settings | {
+    assert {option.field for option in OPTIONS} | {"command"} == settings - {"named_by"} | {
         f"policy.{field.name}" for field in fields(PolicySettings)
     }
     for names in zip(*((option.flag, option.variable, option.key) for option in OPTIONS), strict=True):

@@ -278,6 +278,20 @@ def test_stop_waits_for_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert read_running(tmp_path) is None
 
 
+def test_stop_of_another_scheduler_than_the_one_that_is_meant(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with holder(tmp_path) as server:
+        assert stop(tmp_path, 10, "127.0.0.1:4712", "GPUSCHED_PORT") == 1
+        assert capfd.readouterr().err == (
+            f"gpusched: GPUSCHED_PORT names a scheduler at 127.0.0.1:4712, but the one with state directory {tmp_path} "
+            f"serves on 127.0.0.1:4711 (pid {server.pid}): nothing was stopped; give the other one's directory with "
+            "--state-dir or GPUSCHED_STATE_DIR, or stop this one with --url 127.0.0.1:4711\n"
+        )
+        assert server.poll() is None
+        assert stop(tmp_path, 10, "127.0.0.1:4711", "--url") == 0
+
+
 def test_stop_with_nothing_to_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for directory in (tmp_path, tmp_path / "none"):
         assert stop(directory, 1) == 1

@@ -373,6 +373,13 @@ def test_names_without_limits_are_something_to_go_by(log: Path) -> None:
     assert said.endswith("; estimates: the users' limits, their estimates and similar runs")
 
 
+@pytest.mark.parametrize("words", [("a.csv",), ("--policy", "fifo", "--json", "-")])
+def test_a_log_beside_the_history_is_refused_before_a_scheduler_is_asked(words: tuple[str, ...]) -> None:
+    # None answers there: asking it would give 69.
+    said = refused(2, "--url", "127.0.0.1:1", "--from-history", *words)
+    assert f"a LOG ('{words[-1]}') and --from-history exclude each other" in said
+
+
 def test_from_history_without_a_scheduler() -> None:
     done = subprocess.run(
         [*CLI, "simulate", "--from-history"],

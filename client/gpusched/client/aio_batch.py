@@ -13,7 +13,8 @@ import grpc
 from gpusched.client import batch_calls, views
 from gpusched.client.aio_client import Client
 from gpusched.client.batch_calls import RETRY_EVERY, JobFailed, Patience, checked_result, has_ended
-from gpusched.client.errors import ServerUnavailable
+from gpusched.client.errors import GpuschedError, ServerUnavailable
+from gpusched.client.fields import in_parameters
 from gpusched.client.submission import Submission
 from gpusched.client.transport import failure
 
@@ -34,6 +35,9 @@ async def submit(command: Sequence[str], *, url: str | None = None, **options: A
             except ServerUnavailable as error:
                 patience.suffer(error)
                 await asyncio.sleep(RETRY_EVERY)
+    except GpuschedError as error:
+        await client.close()
+        raise in_parameters(error) from None
     except BaseException:
         await client.close()
         raise

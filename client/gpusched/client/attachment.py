@@ -80,17 +80,19 @@ class Attachment:
         self._backoff = Backoff()
         self._accepted = False  # by the present stream
         self._ended = ""
+        self._lacked = "no GPUs"
         self._stranger_told = False
         self._connect()
 
     def run(self, request: scheduler_pb2.AcquireRequest) -> GpuschedError:
         """Ask, and listen until the job is over, however often the scheduler goes away. Returns how it ended."""
+        self._lacked = "no GPUs" if request.resources.gpus else "no lease"
         error = self._listen(request)
         said = ""
         while error.reason == "STORE" and not self.token and not request.immediate:
             # It has answered, and cannot save that it took us on.
             if self._over_patience():
-                return WaitTimeout(f"no GPUs within max_wait: {error}", reason="MAX_WAIT")
+                return WaitTimeout(f"{self._lacked} within max_wait: {error}", reason="MAX_WAIT")
             if str(error) != said:
                 said = str(error)
                 self._listener.not_now(said)
@@ -187,7 +189,7 @@ class Attachment:
         while True:
             self._backoff.pause()
             if not self._listener.confirmed and self._over_patience():
-                return WaitTimeout("no GPUs within max_wait; the scheduler is away", reason="MAX_WAIT")
+                return WaitTimeout(f"{self._lacked} within max_wait; the scheduler is away", reason="MAX_WAIT")
             if silence(self._address):
                 continue
             if not self.is_ours():

@@ -54,7 +54,7 @@ def ensure_server(address: str, say: Callable[[str], None], timeout: float = 20.
         AutostartFailed: if the server could not be started; has its own words (no NVIDIA driver, say).
     """
     host, port = split_address(address)
-    if host != DEFAULT_HOST or not _is_wanted() or _accepts(host, port):
+    if not may_start(address) or _accepts(host, port):
         return
     deadline = time.monotonic() + timeout
     with _start_lock(host, port, deadline) as locked:
@@ -66,6 +66,11 @@ def ensure_server(address: str, say: Callable[[str], None], timeout: float = 20.
             # `gpusched serve` by hand, this very moment: it has the state directory before it listens.
             if _TAKEN not in str(error) or not _begins_to_listen(host, port, deadline):
                 raise
+
+
+def may_start(address: str) -> bool:
+    """Whether clients start a scheduler where none answers at the address. Raises UsageError."""
+    return split_address(address)[0] == DEFAULT_HOST and _is_wanted()
 
 
 def _is_wanted() -> bool:

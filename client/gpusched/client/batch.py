@@ -10,7 +10,8 @@ from typing import Any
 from gpusched.client import batch_calls, views
 from gpusched.client.api import Client
 from gpusched.client.batch_calls import JobFailed, Patience, checked_result
-from gpusched.client.errors import ServerUnavailable
+from gpusched.client.errors import GpuschedError, ServerUnavailable
+from gpusched.client.fields import in_parameters
 from gpusched.client.submission import Submission
 
 __all__ = ["JobFailed", "SubmittedJob", "submit"]
@@ -38,6 +39,9 @@ def submit(command: Sequence[str], *, url: str | None = None, **options: Any) ->
     client = Client(batch_calls.ready_address(url))
     try:
         job = Patience(time.monotonic, time.sleep).call(lambda: client._call(batch_calls.submit(request)))
+    except GpuschedError as error:
+        client.close()
+        raise in_parameters(error) from None
     except BaseException:
         client.close()
         raise

@@ -63,6 +63,8 @@ def job(message: job_pb2.Job) -> views.Job:
         dependencies=tuple(each.job_id for each in message.dependencies),
         estimate=_length(message, "estimate"),
         preemptible=message.preemptible,
+        ending=message.ending,
+        ending_at=when(message, "ending_at"),
     )
 
 

@@ -17,6 +17,7 @@ from gpusched.client.address import is_loopback
 from gpusched.client.attachment import Attachment, print_traceback
 from gpusched.client.autostart import ensure_server
 from gpusched.client.errors import GpuschedError, JobEnded, LeaseLost, ServerMismatch, ServerUnavailable, from_rpc_error
+from gpusched.client.fields import in_parameters
 from gpusched.client.gsrun.reach import state_of
 from gpusched.client.lease_views import Grant, Notice, NoticeKind, QueueUpdate, Reason, ReasonCode
 from gpusched.client.serveruser import check_server_user
@@ -104,7 +105,7 @@ class Keeper:
         if self._finishing:
             return
         if not self.confirmed:
-            self._link.fail(addressed(end, self._request["address"]))
+            self._link.fail(in_parameters(addressed(end, self._request["address"])))
         self._lose(end)
 
     def take(self, response: scheduler_pb2.AcquireResponse) -> None:
@@ -154,7 +155,8 @@ class Keeper:
         if self._finishing:
             return
         if self.confirmed:
-            self._link.send(wire.NOTICE, notice=Notice(NoticeKind.AWAY, f"{what}; the GPUs stay yours", None, job_id))
+            stays = "the GPUs stay" if self._request["gpus"] else "the lease stays"
+            self._link.send(wire.NOTICE, notice=Notice(NoticeKind.AWAY, f"{what}; {stays} yours", None, job_id))
         elif self._place is not None:
             reason = Reason(ReasonCode.AWAY, f"{what}; keeping your place in the queue")
             self._link.send(wire.QUEUED, update=dataclasses.replace(self._place, reason=reason))

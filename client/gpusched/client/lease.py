@@ -125,7 +125,8 @@ class BaseLease:
         )
         state = "lost" if self.lost else "released" if self.released else "held"
         head = "<tr><th>GPU</th><th>model</th><th>memory</th><th>node</th><th>uuid</th></tr>"
-        return f"<b>gpusched</b> job {html.escape(self.job_id)} ({state})<table>{head}{rows}</table>"
+        table = f"<table>{head}{rows}</table>" if rows else ": no GPU"
+        return f"<b>gpusched</b> job {html.escape(self.job_id)} ({state}){table}"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a lease belongs to the process that acquired it and cannot be sent to another; send lease.env")

@@ -72,7 +72,8 @@ def check_server_user(address: str, warn: Callable[[str], None]) -> None:
     uid = listener_uid(address)
     if listed is not None:
         if uid is None:
-            raise ServerUnavailable(f"nobody listens at {address}")
+            text = f"no scheduler answers at {address} (connection refused)"
+            raise ServerUnavailable(f"{text}; start one with: gpusched serve --detach")
         if uid not in listed:
             raise ServerRefused(
                 f"the server at {address} belongs to {_user_name(uid)}, and GPUSCHED_SERVER_USER allows "

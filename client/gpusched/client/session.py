@@ -23,7 +23,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import IO, Any
 
 import gpusched
-from gpusched.client import procs, wire
+from gpusched.client import procs, scope, wire
 from gpusched.client.errors import GpuschedError, LeaseLost, ServerUnavailable
 from gpusched.client.lease_views import Grant, Notice
 
@@ -77,6 +77,7 @@ class Session:
         self._inbox: deque[Message] = deque()
         self._reader_waits: Future[Message] | None = None
         self._finishing: Future[Message] | None = None
+        self._told: Message | None = None  # how the newest block under it ended
         self._ended = False
         self._callbacks = _Callbacks()
         self._errors = _error_file()
@@ -125,6 +126,8 @@ class Session:
                 future.set_result({"kind": wire.RELEASED})
                 return future
             self._finishing = future
+            if keep_if_busy:
+                self._told = outcome
         self._send(wire.encode(wire.FINISH, outcome=outcome, keep_if_busy=keep_if_busy))
         return future
 
@@ -350,11 +353,41 @@ def _register_exit_hook() -> None:
 
 def _finish_all() -> None:
     """At the interpreter's end: give back what is still held, so that history does not call it lost."""
-    outcome = {"exit_status": 0, "message": "the process ended", "timed_out": False}
-    waiting = [session.finish(outcome, keep_if_busy=False) for session in live_sessions()]
+    kept = scope.take_kept()  # their blocks have ended, and told how
+    waiting = [
+        session.finish((session._told if session in kept else None) or _at_exit(session), keep_if_busy=False)
+        for session in live_sessions()
+    ]
     deadline = time.monotonic() + _EXIT_SECONDS
     for future in waiting:
         try:
             future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             pass  # the helper sees our end in any case
+
+
+def _at_exit(session: Session) -> Message:
+    """How a lease ended that nobody has closed."""
+    error = _ended_by()
+    if error is None:
+        # Between its last line and a sys.exit(9) there is no difference that can be seen from here.
+        return {"exit_status": None, "message": "the process ended; its exit status is not known", "timed_out": False}
+    over = session.deadline is not None and time.monotonic() >= session.deadline
+    timed_out = over and isinstance(error, LeaseLost) and error.reason == "TIME_LIMIT"
+    return {"exit_status": 1, "message": f"ended by {type(error).__name__}", "timed_out": timed_out}
+
+
+def _ended_by() -> BaseException | None:
+    """The exception that ended this program, None if it ended otherwise, or that cannot be known.
+
+    The interpreter notes each exception that it prints, before it calls `sys.excepthook`, whatever that is by then. It
+    does so too with those that end nothing: at a prompt, in a cell, in a callback of a library's event loop. Only one
+    that ends the program has left the outermost frame of all, which is the script's, or that of `python -m`.
+    """
+    # `last_exc` is there since Python 3.12.
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if not isinstance(error, BaseException) or error.__traceback__ is None or hasattr(sys, "ps1") or sys.flags.inspect:
+        return None
+    outermost = error.__traceback__.tb_frame
+    left = outermost.f_back is None and outermost.f_code.co_name in ("<module>", "_run_module_as_main")
+    return error if left else None

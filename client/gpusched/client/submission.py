@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gpusched.client.units import duration_seconds, parse_signal, parse_size
 from gpusched.client.usage import UsageError
@@ -22,9 +22,19 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?", re.ASCII)
 
 BEGIN_ALLOWED = "give now+2h, 14:30 (today, or tomorrow if that has passed) or 2026-11-23T14:30"
 AFTER_ALLOWED = "give a job's id, alone or with :ok, :any or :failed, such as 17:ok"
+COMMAND_ALLOWED = "give the program and its arguments as a list of words"
+RETRY_ON_ALLOWED = "give exit statuses, 1 to 255"
+MAX_RETRIES = 100
 
 #: Variables that name the lease that the submitter itself is under; the job gets its own.
 _NOT_PASSED_ON = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
+
+
+class HasId(Protocol):
+    """A job: a `SubmittedJob`, or one of `Client.jobs()`."""
+
+    @property
+    def id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +61,9 @@ class Submission:
         output: file for what it writes, "%j" is the job's id and "%a" the attempt; None for the scheduler's own.
         retries: further runs after a failed one.
         backoff: pause before the first retry; it doubles.
-        retry_on: only after these exit statuses; empty for any failure.
+        retry_on: only after this exit status, or these; empty for any failure.
         requeue: queue it again if its run is lost; one that is preempted is queued again in any case.
-        after: jobs that it follows, as "17", "17:ok", "17:any" or "17:failed".
+        after: the job or jobs that it follows, each as a job, an id, or "17:ok", "17:any" or "17:failed".
         begin: not before, see BEGIN_ALLOWED, or a datetime.
         hold: wait until it is released by hand.
         grace: between the request to end and the kill; None for 15 s.
@@ -62,7 +72,7 @@ class Submission:
         signal: "USR1@60s": what it is sent, and how long before its time limit, or before it is ended for another job.
     """
 
-    command: Sequence[str]
+    command: Sequence[str | os.PathLike[str]]
     gpus: int | None = None
     gpu_memory: str | int | None = None
     gpu_model: str | None = None
@@ -83,9 +93,9 @@ class Submission:
     output: str | os.PathLike[str] | None = None
     retries: int = 0
     backoff: str | float | timedelta | None = None
-    retry_on: Sequence[int] = ()
+    retry_on: int | Iterable[int] | None = ()
     requeue: bool = False
-    after: Sequence[str | int] = ()
+    after: str | int | HasId | Iterable[str | int | HasId] | None = ()
     begin: str | datetime | None = None
     hold: bool = False
     grace: str | float | timedelta | None = None
@@ -108,8 +118,7 @@ class Submission:
         import gpusched.v1.resources_pb2 as resources_pb
         import gpusched.v1.scheduler_pb2 as pb
 
-        if isinstance(self.command, str) or not self.command:
-            raise UsageError("command", self.command, "give the program and its arguments as a list of words")
+        command = _command(self.command)
         where = checked_where(
             nodes=self.nodes,
             gpu_ids=self.gpu_ids,
@@ -123,27 +132,27 @@ class Submission:
         )
         gpus = len(where.gpu_ids) or 1 if self.gpus is None else self.gpus
         resources = resources_pb.ResourceRequest(
-            gpus=_int32("gpus", gpus), gpu_model=_text("gpu_model", self.gpu_model or "")
+            gpus=_whole("gpus", gpus, 0), gpu_model=_text("gpu_model", self.gpu_model or "")
         )
         where.put(resources)
         if self.gpu_memory is not None:
             resources.gpu_memory_bytes = parse_size(self.gpu_memory, "gpu_memory")
         message = pb.SubmitRequest(
             resources=resources,
-            command=[_text("command", os.fspath(word)) for word in self.command],
+            command=command,
             name=_text("name", self.name or ""),
-            priority=_int32("priority", self.priority),
-            environment=_checked_environment(environment_of(self.environment)),
-            working_directory=_text("workdir", str(Path(self.workdir or ".").absolute())),
-            output_path=_text("output", str(Path(self.output).absolute())) if self.output else "",
+            priority=_whole("priority", self.priority, -100, 100),
+            environment=_checked_environment(self.environment),
+            working_directory=_absolute("workdir", self.workdir or "."),
+            output_path=_absolute("output", self.output) if self.output else "",
             retry=job_pb.RetryPolicy(
-                max_retries=_int32("retries", self.retries),
-                exit_statuses=[_int32("retry_on", status) for status in self.retry_on],
+                max_retries=_whole("retries", self.retries, 0, MAX_RETRIES),
+                exit_statuses=_statuses(self.retry_on),
             ),
-            requeue=self.requeue,
-            dependencies=[_dependency(each) for each in self.after],
-            held=self.hold,
-            preemptible=self.preemptible,
+            requeue=_flag("requeue", self.requeue),
+            dependencies=[_dependency(each) for each in _several("after", self.after, AFTER_ALLOWED)],
+            held=_flag("hold", self.hold),
+            preemptible=_flag("preemptible", self.preemptible),
             request_id=secrets.token_hex(16),
         )
 
@@ -184,7 +193,12 @@ def begin_time(value: str | datetime, now: float) -> float:
         UsageError: it is none of these.
     """
     if isinstance(value, datetime):
-        return value.timestamp()
+        try:
+            return value.timestamp()
+        except (ValueError, OverflowError, OSError):
+            raise UsageError("begin", str(value), BEGIN_ALLOWED) from None
+    if not isinstance(value, str):
+        raise UsageError("begin", value, f"{BEGIN_ALLOWED}, or a datetime")
     text = value.strip()
     if text == "now":
         return now
@@ -201,28 +215,84 @@ def begin_time(value: str | datetime, now: float) -> float:
         raise UsageError("begin", value, BEGIN_ALLOWED) from None
 
 
-def _dependency(value: str | int) -> Any:
+def _command(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The words of a command; what is no list of them is none, a string in particular."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise UsageError("command", given, COMMAND_ALLOWED)
+    words: list[str] = []
+    for word in given:
+        if not isinstance(word, (str, os.PathLike)):
+            raise UsageError("command", word, f"{COMMAND_ALLOWED}; each is text or a path")
+        words.append(_text("command", os.fspath(word)))
+    if not words:
+        raise UsageError("command", given, COMMAND_ALLOWED)
+    return words
+
+
+def _several(name: str, given: Any, allowed: str) -> list[Any]:
+    """One or several, as a list: text is one, never its characters."""
+    if given is None:
+        return []
+    if isinstance(given, (str, int)) or hasattr(given, "id"):
+        return [given]
+    if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+        raise UsageError(name, given, f"{allowed}, or a list of these")
+    return list(given)
+
+
+def _dependency(value: str | int | HasId) -> Any:
     import gpusched.v1.job_pb2 as job_pb
 
-    found = _AFTER.fullmatch(str(value).strip())
+    named = value if isinstance(value, (str, int)) else getattr(value, "id", None)
+    found = None if isinstance(named, bool) else _AFTER.fullmatch(str(named).strip())
     if not found or (found[2] or "ok") not in AFTER:
         raise UsageError("after", value, AFTER_ALLOWED)
     condition: Any = job_pb.DependencyCondition.Value(f"DEPENDENCY_CONDITION_{(found[2] or 'ok').upper()}")
     return job_pb.Dependency(job_id=found[1], condition=condition)
 
 
-def _int32(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
-        raise UsageError(name, value, "give a whole number")
+def _statuses(given: int | Iterable[int] | None) -> list[int]:
+    statuses = _several("retry_on", given, RETRY_ON_ALLOWED)
+    if any(isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= 255 for each in statuses):
+        raise UsageError("retry_on", given, RETRY_ON_ALLOWED)
+    return statuses
+
+
+def _whole(name: str, value: int, least: int, most: int = 2**31 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        allowed = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
+        raise UsageError(name, value, f"give a whole number, {allowed}")
     return value
 
 
-def _checked_environment(given: Mapping[str, str]) -> dict[str, str]:
-    for name, value in given.items():
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(name, value, "give True or False")
+    return value
+
+
+def _absolute(name: str, path: str | os.PathLike[str]) -> str:
+    """The path from the root, as text."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(name, path, "give a path")
+    text = _text(name, os.fspath(path))
+    try:
+        return str(Path(text).absolute())
+    except OSError as error:
+        gone = "is gone" if isinstance(error, FileNotFoundError) else f"is not to be found ({error.strerror})"
+        allowed = f"the present directory {gone}; change to one that is there, or name another by its whole path"
+        raise UsageError(name, text, allowed) from None
+
+
+def _checked_environment(given: Mapping[str, str] | None) -> dict[str, str]:
+    if given is not None and not isinstance(given, Mapping):
+        raise UsageError("environment", given, "give a mapping of names to values, such as {'SEED': '7'}")
+    environment = environment_of(given)
+    for name, value in environment.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError("environment", f"{name}={value}", "give names and values as text")
         _text("environment", f"{name}={value}")
-    return dict(given)
+    return environment
 
 
 def _text(name: str, value: str) -> str:

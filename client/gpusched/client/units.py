@@ -17,6 +17,10 @@ SMALLEST_TEXT_BYTES = 2**20
 DURATION_ALLOWED = "give a duration such as 45s, 90m, 2h, 1h30m, 3d, 00:10:00 or 1-12:00:00 (at most 10 years)"
 SIGNAL_ALLOWED = "give a signal, and how long before the end it is to come, such as USR1@60s"
 DEFAULT_NOTICE_SECONDS = 60.0
+LONGEST_NOTICE_SECONDS = 86400.0
+SIGNALS = ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "XCPU", "WINCH")
+"""What may be asked for, as the scheduler has it; a lease inside a lease is checked by nobody else."""
+
 SIZE_ALLOWED = "give a size such as 40G, 40GiB or 512M (G is 2**30 bytes), or a number of bytes"
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -25,6 +29,7 @@ _UNIT_NAMES = {
     "hr": "h", "hrs": "h", "hour": "h", "hours": "h", "day": "d", "days": "d", "week": "w", "weeks": "w",
 }  # fmt: skip
 _PART = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]+)\s*")
+_NEGATIVE = re.compile(r"-\s*\.?\d")
 _NUMBER = re.compile(r"\d{1,15}(?:\.\d{1,9})?")
 _CLOCK = re.compile(r"(?:(\d{1,5})-)?(\d{1,5})(?::(\d{1,5}))?(?::(\d{1,5}))?")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)")
@@ -55,7 +60,8 @@ def parse_duration(text: str, field: str = "duration") -> float:
         total += float(part[1]) * _UNIT_SECONDS[unit]
         end = part.end()
     if not cleaned or end != len(cleaned):
-        raise UsageError(field, text, DURATION_ALLOWED)
+        why = "it must not be below 0; " if _NEGATIVE.match(cleaned) else ""
+        raise UsageError(field, text, f"{why}{DURATION_ALLOWED}")
     return _checked_seconds(total, text, field)
 
 
@@ -78,15 +84,18 @@ def parse_signal(text: str, field: str = "signal") -> tuple[str, float]:
         field: named in the error.
 
     Raises:
-        UsageError: if it is none of these; the scheduler knows which signals there are.
+        UsageError: if it is none of these, or no signal that may be asked for.
     """
     name, at, before = text.strip().partition("@") if isinstance(text, str) else ("", "", "")
     name = name.strip().upper().removeprefix("SIG")
     if not (name.isascii() and name.isalnum()) or len(name) > 20 or (at and not before):
         raise UsageError(field, text, SIGNAL_ALLOWED)
+    if name not in SIGNALS:
+        raise UsageError(field, text, f"{SIGNAL_ALLOWED}; the signals are {', '.join(SIGNALS)}")
     seconds = parse_duration(before, field) if at else DEFAULT_NOTICE_SECONDS
-    if seconds <= 0:
-        raise UsageError(field, text, f"{SIGNAL_ALLOWED}; the time is more than 0")
+    if not 0 < seconds <= LONGEST_NOTICE_SECONDS:
+        most = format_duration(LONGEST_NOTICE_SECONDS)
+        raise UsageError(field, text, f"{SIGNAL_ALLOWED}; the time is more than 0, and at most {most}")
     return name, seconds
 
 

@@ -111,6 +111,7 @@ class Job:
         dependencies: ids of the jobs that it waits for.
         estimate: how long its owner expects the work to take.
         preemptible: it may be ended for a job of a higher tier.
+        ending: why it was asked to end, while it still runs; `ending_at` is when it loses its GPUs at the latest.
     """
 
     id: str
@@ -145,6 +146,8 @@ class Job:
     dependencies: tuple[str, ...] = ()
     estimate: timedelta | None = None
     preemptible: bool = False
+    ending: str = ""
+    ending_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ class Outcome(_message.Message):
     def __init__(self, exit_status: _Optional[int] = ..., signal: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "state", "name", "user", "uid", "resources", "priority", "time_limit", "command", "submitted_at", "started_at", "ended_at", "position", "reason", "gpus", "lease_id", "outcome", "holder_pid", "node", "history", "forecast", "promise", "working_directory", "output_path", "retry", "attempt", "requeue", "dependencies", "begin_at", "held", "usage", "attempts", "estimate", "preemptible", "preempt_signal")
+    __slots__ = ("id", "kind", "state", "name", "user", "uid", "resources", "priority", "time_limit", "command", "submitted_at", "started_at", "ended_at", "position", "reason", "gpus", "lease_id", "outcome", "holder_pid", "node", "history", "forecast", "promise", "working_directory", "output_path", "retry", "attempt", "requeue", "dependencies", "begin_at", "held", "usage", "attempts", "estimate", "preemptible", "preempt_signal", "ending", "ending_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,8 @@ class Job(_message.Message):
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIBLE_FIELD_NUMBER: _ClassVar[int]
     PREEMPT_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    ENDING_FIELD_NUMBER: _ClassVar[int]
+    ENDING_AT_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: JobKind
     state: JobState
@@ -221,7 +223,9 @@ class Job(_message.Message):
     estimate: _duration_pb2.Duration
     preemptible: bool
     preempt_signal: PreemptSignal
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., name: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., submitted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[int] = ..., reason: _Optional[_Union[Reason, _Mapping]] = ..., gpus: _Optional[_Iterable[_Union[AllocatedGpu, _Mapping]]] = ..., lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., holder_pid: _Optional[int] = ..., node: _Optional[str] = ..., history: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., forecast: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., promise: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., working_directory: _Optional[str] = ..., output_path: _Optional[str] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., attempt: _Optional[int] = ..., requeue: bool = ..., dependencies: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., begin_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held: bool = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., estimate: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., preemptible: bool = ..., preempt_signal: _Optional[_Union[PreemptSignal, _Mapping]] = ...) -> None: ...
+    ending: str
+    ending_at: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., name: _Optional[str] = ..., user: _Optional[str] = ..., uid: _Optional[int] = ..., resources: _Optional[_Union[_resources_pb2.ResourceRequest, _Mapping]] = ..., priority: _Optional[int] = ..., time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., submitted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[int] = ..., reason: _Optional[_Union[Reason, _Mapping]] = ..., gpus: _Optional[_Iterable[_Union[AllocatedGpu, _Mapping]]] = ..., lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., holder_pid: _Optional[int] = ..., node: _Optional[str] = ..., history: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., forecast: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., promise: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., working_directory: _Optional[str] = ..., output_path: _Optional[str] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., attempt: _Optional[int] = ..., requeue: bool = ..., dependencies: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., begin_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., held: bool = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., estimate: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., preemptible: bool = ..., preempt_signal: _Optional[_Union[PreemptSignal, _Mapping]] = ..., ending: _Optional[str] = ..., ending_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PreemptSignal(_message.Message):
     __slots__ = ("name", "before")

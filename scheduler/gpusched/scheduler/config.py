@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +28,7 @@ _POLICY = "policy."
 DEFAULT_POLICY = PolicySettings(freeze_bypasses=50, freeze_wait=6 * 3600.0, starvation=86400.0)
 #: More names than that are not listed in an error.
 _MOST_SHOWN = 20
+_NEGATIVE = re.compile(r"-\.?[0-9]")
 _COMMANDS = {"serve": "Run the scheduler.", "stop": "Stop the scheduler that uses a state directory."}
 
 
@@ -71,6 +74,8 @@ class Config:
         policy: the order of the queue and who may pass whom.
         window: time that holders and waiters have to come back after a restart.
         keep: how long ended jobs and their logs are kept.
+        address: `host:port` of the scheduler that `stop` is to stop, empty for whichever uses the state directory.
+        named_by: the flag or variable that says so.
         timeout: how long `stop` waits for the end.
         config_file: the file that was read, None if none was.
     """
@@ -99,6 +104,8 @@ class Config:
     policy: PolicySettings = DEFAULT_POLICY
     window: float = 30.0
     keep: float = 90 * 86400.0
+    address: str = ""
+    named_by: str = ""
     timeout: float = 30.0
     config_file: Path | None = None
 
@@ -134,6 +141,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
     for option in options:
         if option.field in given and option.field != "config_file":
             _parse(option, given[option.field], values, problems)
+    if command == "stop":
+        _settle_address(given, environ, values, problems)
     _settle_mode(given, values, problems)
     _settle_policy(given, values, problems)
     if "state_dir" not in given:
@@ -190,13 +199,26 @@ def _read_flags(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         else:
             action = "append" if option.repeatable else "store"
             parser.add_argument(option.flag, dest=option.field, action=action, metavar=option.placeholder, help=text)
-    found, unknown = parser.parse_known_args(list(rest))
+    found, unknown = parser.parse_known_args(_joined(rest, {option.flag for option in flags if option.placeholder}))
     if mistaken := [word for word in unknown if word.startswith("-")]:
         names = [option.flag for option in flags]
         raise ConfigError([f"{_shown(word)} is not known{_did_you_mean(word, names)}" for word in mistaken])
     if unknown:
         raise ConfigError([f"{_shown(word)} was not expected: gpusched {command} takes flags only" for word in unknown])
     return command, vars(found)
+
+
+def _joined(words: Sequence[str], with_value: Collection[str]) -> list[str]:
+    """The words, with `-1s` and its like made part of the flag before: argparse would take it for a flag itself."""
+    joined: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        value = next(rest, None) if word in with_value else None
+        if value is not None and _NEGATIVE.match(value):
+            joined.append(f"{word}={value}")
+        else:
+            joined += [word] if value is None else [word, value]
+    return joined
 
 
 def _config_file(
@@ -250,6 +272,22 @@ def _anchored(path: Path, given: _Given) -> Path:
     return path.absolute()
 
 
+def _settle_address(
+    given: Mapping[str, _Given], environ: Mapping[str, str], values: dict[str, Any], problems: list[str]
+) -> None:
+    """Which scheduler is meant, as clients find it: by address, else by port; and who says so."""
+    if "address" in values:
+        values["named_by"] = given["address"].place
+        return
+    option = next(option for option in OPTIONS if option.field == "port")
+    text = environ.get(option.variable, "")
+    if text.strip() and "address" not in given:
+        found: dict[str, Any] = {}
+        _parse(option, _Given(2, option.variable, text), found, problems)
+        if port := found.get("port"):
+            values |= {"address": f"127.0.0.1:{port}", "named_by": option.variable}
+
+
 def _settle_mode(given: Mapping[str, _Given], values: dict[str, Any], problems: list[str]) -> None:
     """Make mode and simulation agree; of two that do not, the one from the higher place counts."""
     if "simulate" in values and values.get("gpu_mode") == "real":
@@ -267,6 +305,13 @@ def _settle_mode(given: Mapping[str, _Given], values: dict[str, Any], problems: 
 def _settle_policy(given: Mapping[str, _Given], values: dict[str, Any], problems: list[str]) -> None:
     """Make one policy of its parts, and say what is wrong with them together."""
     parts = {field.removeprefix(_POLICY): values.pop(field) for field in list(values) if field.startswith(_POLICY)}
+    # Of several shares the policy itself would name the first that is wrong.
+    for path, number in (shares := parts.get("shares", ())):
+        if math.isnan(number) or number <= 0:
+            place = given[f"{_POLICY}shares"].place
+            problems.append(f"{place}: {escape(path)}={number:g}; shares must be above 0")
+            # On with one that will do, for the names are still to be looked at.
+            parts["shares"] = shares = tuple((each, 1.0 if each == path else old) for each, old in shares)
     try:
         values["policy"] = replace(DEFAULT_POLICY, **parts)
     except Invalid as error:

@@ -126,20 +126,30 @@ def detach(log_path: Path, timeout: float = 20.0) -> ReadyPipe:
     return ReadyPipe(write_end)
 
 
-def stop(state_dir: Path, timeout: float) -> int:
+def stop(state_dir: Path, timeout: float, address: str = "", named_by: str = "") -> int:
     """Ask the scheduler that uses a state directory to end, wait for that, and say how it went on stderr.
 
     Args:
         state_dir: the directory.
         timeout: seconds to wait.
+        address: `host:port` of the one that is meant, empty for whichever it is.
+        named_by: the flag or variable that says so.
 
     Returns:
-        Exit status: 0 it has ended, 1 none runs or it is not ours to end, 3 it still runs after `timeout`.
+        Exit status: 0 it has ended, 1 none runs, it is not the one that is meant or not ours to end, 3 it still runs
+        after `timeout`.
     """
     try:
         running = read_running(state_dir)
         if running is None:
             _say(f"no scheduler runs with state directory {state_dir}")
+            return _EXIT_FAILED
+        if address and running.address and running.address != address:
+            _say(
+                f"{named_by} names a scheduler at {address}, but the one with state directory {state_dir} serves on "
+                f"{running.address} (pid {running.pid}): nothing was stopped; give the other one's directory with "
+                f"--state-dir or GPUSCHED_STATE_DIR, or stop this one with --url {running.address}"
+            )
             return _EXIT_FAILED
         process = _open_process(state_dir, running)
         if process is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gpusched.scheduler.core import effects as do
 from gpusched.scheduler.core.engine import Engine
-from gpusched.scheduler.core.jobs import JobId
+from gpusched.scheduler.core.jobs import Job, JobId
 from gpusched.scheduler.core.states import Lease
 from gpusched.scheduler.logs import log_event
 
@@ -69,7 +69,8 @@ class Journal:
             user=job.spec.owner.name,
             name=job.name or None,
             gpus=",".join([self._label(uuid) for uuid in lease.devices]),
-            waited=round(lease.granted_at - job.submitted_at, 3),
+            attempt=job.attempt if job.attempt > 1 else None,
+            waited=round(lease.granted_at - _waits_since(job), 3),
         )
 
     def _label(self, uuid: str) -> str:
@@ -78,3 +79,8 @@ class Journal:
             info = self._engine.pool.devices[uuid].info
             label = self._labels[uuid] = f"{info.node}:{info.index}"
         return label
+
+
+def _waits_since(job: Job) -> float:
+    """When the wait began that a grant ends: as it was submitted, or as its run before ended."""
+    return max(job.submitted_at, job.attempts[-1].ended_at) if job.attempts else job.submitted_at

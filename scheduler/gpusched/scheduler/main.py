@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpusched: {error}", file=sys.stderr)
         return 2
     if config.command == "stop":
-        return daemon.stop(config.state_dir, config.timeout)
+        return daemon.stop(config.state_dir, config.timeout, config.address, config.named_by)
     try:
         if config.simulate:
             parse_spec(config.simulate)  # before the state directory is looked at: a wrong setting is said first

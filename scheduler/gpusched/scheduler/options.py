@@ -17,6 +17,9 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+", re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"(?:(?:http|grpc)://)?([a-z0-9][a-z0-9._-]{0,253}|\[[0-9a-f:.]+\]):([0-9]{1,5})/?", re.ASCII | re.IGNORECASE
+)
 _LONGEST_TEXT = 4096
 _LONGEST_LABEL = 128
 
@@ -184,6 +187,13 @@ def _path(value: object) -> Path:
         raise ValueError(value) from error
 
 
+def _address(value: object) -> str:
+    found = _ADDRESS.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        raise ValueError(value)
+    return f"{'127.0.0.1' if found[1].lower() == 'localhost' else found[1]}:{int(found[2])}"
+
+
 def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(value)
@@ -300,6 +310,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
            f"least level that is logged: {', '.join(LEVELS)}", _choice(*LEVELS)),
     Option("log_format", "--log-format", "GPUSCHED_LOG_FORMAT", "log_format", "FORMAT", "text",
            "`text` for people, `json` for machines", _choice(*FORMATS)),
+    Option("address", "--url", "GPUSCHED_URL", "", "HOST:PORT", "",
+           "where the scheduler serves that `stop` is to stop, else port `GPUSCHED_PORT`; one of this state directory "
+           "that serves elsewhere goes on", Kind("host:port, such as 127.0.0.1:9123", _address), ("stop",)),
     Option("timeout", "--timeout", "", "", "TIME", "30s",
            "how long `stop` waits for the scheduler's end", _duration("0s", "24h"), ("stop",)),
     Option("config_file", "--config", "GPUSCHED_CONFIG", "", "FILE",

@@ -44,7 +44,8 @@ def account(job: Any, output: Output) -> list[str]:
 
     now = time.time()
     state = show.job_state(job.state)
-    asks = show.count(job.resources.gpus, "GPU")
+    # One without a GPU asks for something of a host, which `where` says.
+    asks = show.count(job.resources.gpus, "GPU") if job.resources.gpus else ""
     if job.resources.shared:
         asks += f" shared, {format_size(job.resources.gpu_memory_bytes)} of each"
     elif job.resources.gpu_memory_bytes:
@@ -53,7 +54,7 @@ def account(job: Any, output: Output) -> list[str]:
         asks += f", model with “{job.resources.gpu_model}”"
     if job.resources.node:
         asks += f", on {job.resources.node}"
-    asks += show.where(job.resources)
+    asks = (asks + show.where(job.resources)).removeprefix(", ") or show.NONE
     facts = [
         ("Job", Cell(job.id + (f"  {job.name}" if job.name else ""))),
         ("State", Cell(_state(job, state), show.STATE_COLOURS.get(state, ""))),
@@ -75,9 +76,9 @@ def account(job: Any, output: Output) -> list[str]:
     if job.HasField("submitted_at"):
         facts.append(("Asked", Cell(show.clock(job.submitted_at))))
     if job.HasField("started_at"):
-        waited = show.seconds(job.started_at) - show.seconds(job.submitted_at)
-        wait = f"after a wait of {format_duration(waited)}" if waited >= 1 else "at once"
-        facts.append(("Started", Cell(f"{show.clock(job.started_at)}, {wait}")))
+        facts.append(("Started", Cell(show.clock(job.started_at) + _waited(job))))
+    if job.ending:
+        facts.append(("Asked to end", Cell(f"by {show.clock(job.ending_at)}: {job.ending}", "yellow")))
     if job.HasField("ended_at"):
         ran = f", after {show.elapsed(job, now)}" if job.HasField("started_at") else ""
         facts.append(("Ended", Cell(show.clock(job.ended_at) + ran)))
@@ -102,6 +103,21 @@ def account(job: Any, output: Output) -> list[str]:
     if job.history:
         lines += ["", paint("History", "bold", output.colour), *_history(job.history, output)]
     return lines
+
+
+def _waited(job: Any) -> str:
+    """How long it had waited when its present run started, where that is known."""
+    from gpusched.client.cli import show
+    from gpusched.client.units import format_duration
+
+    since = show.waits_since(job)
+    if since is None:
+        return ""
+    waited = show.seconds(job.started_at) - since
+    again = " since the run before" if job.attempt > 1 else ""
+    if waited < 1:
+        return ", at once" + (" after the run before" if again else "")
+    return f", after a wait of {format_duration(waited)}{again}"
 
 
 def _batch(job: Any) -> list[tuple[str, Cell]]:
@@ -166,7 +182,7 @@ def _attempts(attempts: Any, output: Output) -> list[str]:
         [
             (
                 f"  {attempt.number}  {show.clock(attempt.started_at)}  {show.job_state(attempt.state):<9}",
-                Cell(attempt.outcome.message or show.allocation(attempt.gpus, with_node=True)),
+                Cell(attempt.outcome.message or show.allocation(attempt.gpus, with_node=True) or show.NONE),
             )
             for attempt in attempts
         ],
@@ -176,9 +192,12 @@ def _attempts(attempts: Any, output: Output) -> list[str]:
 
 def _state(job: Any, state: str) -> str:
     from gpusched.client.cli import show
+    from gpusched.client.units import format_duration
 
     if state == "QUEUED" and job.position:
-        return f"{state}, place {job.position} in the queue, waiting for {show.elapsed(job, time.time())}"
+        since = show.waits_since(job)
+        waits = f", waiting for {format_duration(max(time.time() - since, 0))}" if since is not None else ""
+        return f"{state}, place {job.position} in the queue{waits}"
     if state == "RUNNING":
         return f"{state} for {show.elapsed(job, time.time())}"
     return state
@@ -244,7 +263,8 @@ class JobView:
         state = show.job_state(self._job.state)
         words = [_state(self._job, state).split(", waiting", 1)[0] if state == "QUEUED" else state]
         if state == "RUNNING":
-            words.append(f"on GPU {show.allocation(self._job.gpus, with_node=True)}")
+            gpus = show.allocation(self._job.gpus, with_node=True)
+            words.append(f"on GPU {gpus}" if gpus else f"with {show.where(self._job.resources).removeprefix(', ')}")
         elif detail := (self._job.reason.message if state == "QUEUED" else _outcome(self._job.outcome)):
             words.append(detail)
         line = f"job {self._job.id} {': '.join(words)}"

@@ -144,7 +144,8 @@ def row(job: Any, now: float, with_node: bool) -> Row:
     state = show.job_state(job.state)
     colour = show.STATE_COLOURS.get(state, "")
     faint = "dim" if show.has_ended(job) else ""
-    gpus = show.allocation(job.gpus, with_node) if job.gpus else f"asks {job.resources.gpus}"
+    asks = f"asks {job.resources.gpus}" if job.resources.gpus else "none"
+    gpus = show.allocation(job.gpus, with_node) if job.gpus else asks
     position = str(job.position) if state == "QUEUED" and job.position else show.NONE
     return Row(
         [

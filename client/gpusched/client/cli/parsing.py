@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gpusched.client.cli.output import Mode
 from gpusched.client.cli.text import clean
@@ -15,6 +16,7 @@ from gpusched.client.usage import UsageError
 T = TypeVar("T")
 
 USAGE_STATUS = 2
+_NEGATIVE = re.compile(r"-\.?[0-9]")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -42,6 +44,27 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("-h", "--help", action="help", help="show this help")
         self.set_defaults(fail=self.error)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but what follows an option and begins as a negative number (`-1s`) is its value."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._joined(words), namespace)
+
+    def _joined(self, words: list[str]) -> list[str]:
+        # argparse takes only whole negative numbers for values, and would say that the option lacks one.
+        ends_at_word = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        joined: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            action = self._option_string_actions.get(word)
+            if word == "--" or (ends_at_word and not word.startswith("-")):
+                return [*joined, word, *rest]  # a command, whose words are its own
+            value = next(rest, None) if action is not None and action.nargs is None else None
+            if value is not None and _NEGATIVE.match(value):
+                joined.append(f"{word}={value}" if word.startswith("--") else word + value)
+            else:
+                joined += [word] if value is None else [word, value]
+        return joined
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line and end with status 2."""

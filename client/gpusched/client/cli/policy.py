@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         elif output.mode is Mode.TABLE:
             output.lines(table(status.policy_settings, output))
             if status.policy_changed:
-                output.note("set by an administrator since; `gpusched policy --reset` goes back to the configuration")
+                output.note("set by an administrator; `gpusched policy --reset` goes back to the configuration")
         return 0
 
 
@@ -137,7 +137,11 @@ def _shown(policy: Any, knob: Knob) -> str:
         return ", ".join(f"{q.name}={q.gpus}" + (f":{q.jobs}" if q.jobs else "") for q in value) or show.NONE
     if isinstance(value, bool):
         return "on" if value else "off"
-    return format_duration(show.seconds(value)) if knob.parse is _duration else str(value)
+    if knob.parse not in (_duration, _half_life):
+        return str(value)
+    seconds = show.seconds(value)
+    # One below a second is not 0s, which means never.
+    return f"{seconds:g}s" if 0 < seconds < 10 else format_duration(seconds)
 
 
 def _name(text: str, field: str) -> str:
@@ -156,6 +160,15 @@ def _duration(text: str, field: str) -> float:
     from gpusched.client.units import parse_duration
 
     return parse_duration(text, field)
+
+
+def _half_life(text: str, field: str) -> float:
+    from gpusched.client.units import DURATION_ALLOWED
+
+    seconds = _duration(text, field)
+    if seconds < 1:
+        raise UsageError(field, text, f"{DURATION_ALLOWED}, 1s or more")
+    return seconds
 
 
 def _share(text: str, field: str) -> tuple[str, float | None]:
@@ -193,7 +206,7 @@ KNOBS = (
     Knob("freeze_wait", "--freeze-wait", "TIME", "the same after so long a wait; 0s: never", _duration),
     Knob("aging", "--aging", "TIME", "priority: waiting that is worth one tier; 0s: none", _duration),
     Knob("starvation", "--starvation", "TIME", "sjf: waiting after which a job goes first; 0s: never", _duration),
-    Knob("half_life", "--half-life", "TIME", "fair_share: time in which past use counts half", _duration),
+    Knob("half_life", "--half-life", "TIME", "fair_share: time in which past use counts half", _half_life),
     Knob("shares", "--share", "PATH=N", "fair_share: shares of a user or account; PATH=none forgets", _share, True),
     Knob("preemption", "--preemption", "on/off", "jobs of higher tiers may end preemptible ones", _switch),
     Knob("preempt_after", "--preempt-after", "TIME", "time that a job runs at least before that", _duration),

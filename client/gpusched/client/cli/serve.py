@@ -15,10 +15,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Become the scheduler's program; comes back only if that cannot be started."""
+    words = list(args.rest)
+    if args.url:
+        if args.command != "stop":
+            args.fail(f"{args.command} takes no --url; it serves on --port of this machine")
+        words = ["--url", args.url, *words]
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        os.execv(sys.executable, [sys.executable, "-m", "gpusched.scheduler", args.command, *args.rest])
+        os.execv(sys.executable, [sys.executable, "-m", "gpusched.scheduler", args.command, *words])
     except OSError as error:
         output.error(f"cannot start {sys.executable}: {error.strerror}")
     return 1

@@ -5,12 +5,14 @@ Imports grpc only when a call is made, so that help and mistakes in arguments co
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace
 from types import TracebackType
 from typing import Any, Protocol
 
 from gpusched.client.cli.output import Output
+from gpusched.client.usage import UsageError
 
 CALL_SECONDS = 10.0
 """How long an answer may take."""
@@ -127,10 +129,13 @@ class Session:
 
     def _unavailable(self, detail: str) -> Exception:
         from gpusched.client.address import is_loopback
+        from gpusched.client.autostart import may_start
         from gpusched.client.errors import ServerUnavailable
 
         refused = not detail or "refused" in detail.lower()
         text = f"no scheduler answers at {self.address}{self._source}" + ("" if refused else f": {detail}")
         if is_loopback(self.address) and refused:
-            text += "; start one with: gpusched serve --detach (gsrun starts one by itself)"
+            text += "; start one with: gpusched serve --detach"
+            with contextlib.suppress(UsageError):  # of a variable that means nothing to this command
+                text += " (gsrun starts one by itself)" if may_start(self.address) else ""
         return ServerUnavailable(text)

@@ -75,6 +75,19 @@ def elapsed(job: Any, now: float) -> str:
     return format_duration(max(end - begin, 0))
 
 
+def waits_since(job: Any) -> float | None:
+    """When its present or last wait began: as it was submitted, or as its run before ended; None: not known."""
+    if not job.HasField("submitted_at"):
+        return None
+    begin = seconds(job.submitted_at)
+    # The present run is the one that `attempt` counts; of one that waits, that is the run before.
+    number = job.attempt if job_state(job.state) == "QUEUED" else job.attempt - 1
+    if number < 1:
+        return begin
+    ends = [seconds(run.ended_at) for run in job.attempts if run.number == number and run.HasField("ended_at")]
+    return max(begin, *ends) if ends else None
+
+
 def limit(job: Any) -> str:
     """A job's time limit."""
     return format_duration(seconds(job.time_limit)) if job.HasField("time_limit") else NONE
@@ -125,12 +138,12 @@ def matter(gpu: Any) -> str:
 
 
 def short_reason(job: Any) -> str:
-    """Why a job waits, or how it ended, in a few words; empty for one that runs."""
+    """Why a job waits or is to end, or how it ended, in a few words; empty for one that runs on."""
     state = job_state(job.state)
     if state == "QUEUED":
         return waiting(job.reason)
     if state == "RUNNING":
-        return ""
+        return f"ends by {clock(job.ending_at)}: {job.ending}" if job.ending else ""
     return ended(job.outcome)
 
 

@@ -28,6 +28,8 @@ _TIMES = ("freeze_wait", "aging", "starvation", "half_life")
 #: Least time that a log can tell, and most characters of a job's name.
 _LEAST = 1e-3
 _LONGEST_NAME = 128
+#: The simulator's options that take no value.
+_FLAGS = frozenset(("--from-history", "--sort", "--skip-incomplete", "--skip-too-large", "--json"))
 
 
 class LeftOut(NamedTuple):
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def _with_history(words: list[str], args: argparse.Namespace, output: Output) -> list[str]:
     """The same arguments with a log in place of `--from-history`: that log is now the standard input."""
     parser = Parser("gpusched simulate", "")
+    if (log := _log_among(words)) is not None:
+        parser.error(f"a LOG ({log[:200]!r}) and --from-history exclude each other: leave one of them out")
     parser.add_argument("--from-history", action="store_true")
     parser.add_argument("--url", default=args.url)
     parser.add_argument("--gpus")
@@ -93,6 +97,17 @@ def _with_history(words: list[str], args: argparse.Namespace, output: Output) ->
     # What the user gives stands behind the scheduler's own policy, and so counts.
     called = f"--called=history of {session.address}"
     return ["-", called, *shape, f"--placement={known.placement}", *policy, *rest]
+
+
+def _log_among(words: list[str]) -> str | None:
+    """The LOG, if one is named: what is neither an option nor an option's value."""
+    rest = iter(words)
+    for word in rest:
+        if word == "-" or not word.startswith("-"):
+            return word
+        if "=" not in word and word not in _FLAGS:
+            next(rest, None)
+    return None
 
 
 def _ended_jobs(session: Session) -> list[Any]:

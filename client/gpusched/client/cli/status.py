@@ -74,7 +74,7 @@ def block(status: Any, output: Output) -> list[str]:
 def _policy(status: Any) -> str:
     policy = status.policy_settings
     backfill = f", {policy.backfill} backfill" if policy.backfill not in ("", "none") else ""
-    return f"{status.policy}{backfill}{' (set since the start)' if status.policy_changed else ''}"
+    return f"{status.policy}{backfill}{' (set by an administrator)' if status.policy_changed else ''}"
 
 
 class StatusView:

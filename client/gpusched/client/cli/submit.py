@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from gpusched.client.cli.output import Mode, Output, document
 from gpusched.client.cli.parsing import Parser, checked, short_text, whole_number
 from gpusched.client.cli.session import Session
 from gpusched.client.usage import UsageError
+
+#: The option that a parameter of a submission comes from, where it is not called the same.
+_OPTIONS = {
+    "nodes": "--node",
+    "gpu_ids": "--gpu-id",
+    "labels": "--constraint",
+    "placement": "--pack or --spread",
+    "time_limit": "--time",
+    "environment": "--env",
+    "command": "command",
+}
 
 
 def configure(parser: Parser) -> None:
@@ -150,9 +162,12 @@ def run(args: argparse.Namespace, output: Output) -> int:
         preemptible=args.preemptible,
         signal=args.signal,
     )
-    request = submission.request()
+    try:
+        request = submission.request()
+    except UsageError as error:
+        raise UsageError(_option(error.field), error.value, error.allowed) from None
     with Session(args, output) as session:
-        job = session.call(session.scheduler.Submit, request).job
+        job = _submit(session, request)
     if args.signal and not (job.HasField("time_limit") or job.preemptible or output.mode is Mode.QUIET):
         output.note("gpusched: --signal has no effect without --time or --preemptible")
     if output.mode is Mode.JSON:
@@ -162,6 +177,27 @@ def run(args: argparse.Namespace, output: Output) -> int:
         if output.mode is Mode.TABLE and output.width is not None:
             output.note(f"queued as job {job.id}; follow it with: gpusched logs -f {job.id}")
     return 0
+
+
+def _submit(session: Session, request: Any) -> Any:
+    """The job. Raises GpuschedError in the words of the command line."""
+    from gpusched.client.errors import GpuschedError
+    from gpusched.client.fields import PARAMETERS, named
+
+    try:
+        return session.call(session.scheduler.Submit, request).job
+    except GpuschedError as error:
+        option = _option(PARAMETERS.get(error.field, error.field))
+        raise type(error)(named(error, {error.field: option}), reason=error.reason, field=error.field) from None
+
+
+def _option(parameter: str) -> str:
+    """What is typed for a parameter of a submission; of other fields, their names."""
+    from gpusched.client.submission import Submission
+
+    if parameter not in Submission.__dataclass_fields__:
+        return parameter
+    return _OPTIONS.get(parameter) or f"--{parameter.replace('_', '-')}"
 
 
 def _label(text: str, field: str) -> tuple[str, str]:

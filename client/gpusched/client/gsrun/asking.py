@@ -103,9 +103,9 @@ def return_request(token: str, start_ticks: int) -> scheduler_pb2.AcquireRequest
 
 def in_our_words(error: GpuschedError) -> str:
     """The scheduler's message, with the option that a field of the request came from in the field's place."""
-    option = _OPTIONS.get(error.field, error.field)
-    message = str(error).removeprefix(f"{error.field}: ")
-    return f"{option}: {message}" if option else message
+    from gpusched.client.fields import named
+
+    return named(error, _OPTIONS)
 
 
 def exit_code(error: Exception) -> int:

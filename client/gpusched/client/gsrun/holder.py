@@ -63,6 +63,7 @@ class Holder:
         signals: set[int],
     ) -> None:
         self._options = options
+        self._held = "GPUs" if options.gpus else "lease"  # of a job without GPUs there is nothing else to say
         self._address = address
         self._node = os.environ.get("GPUSCHED_NODE") or os.uname().nodename
         self._front_pid = front_pid
@@ -83,6 +84,7 @@ class Holder:
         self._away = False
         self._stranger = False
         self._lost = False
+        self._signal_told = False
         self._seen = ""
         self._waited = False  # something was said about the wait
         self._loop.watch(front_pidfd, self._front_died)
@@ -98,9 +100,6 @@ class Holder:
         # gRPC's own words on stderr would be drawn over the live line.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         self._link.start()
-        if self._options.signal and not (self._options.time_limit or self._options.preemptible):
-            text = "--signal has no effect without --time or --preemptible, unless the scheduler sets a time limit"
-            self._tell(wire.SAY, f"gsrun: {text}")
         self._loop.set_timer("silence", SILENCE_SECONDS, self._say_silence)
         if self._options.max_wait:
             # The scheduler keeps this; we do when it is away.
@@ -121,9 +120,17 @@ class Holder:
         if accepted.job_id != self._job_id:
             self._job_id = accepted.job_id
             self._tell(wire.DETAIL, f"gsrun: job {accepted.job_id} at {self._address}")
+            self._say_idle_signal()
         if not self._work.started:  # else the grant that follows tells whether it is still ours
             self._granted = None
             self._seen = ""
+
+    def _say_idle_signal(self) -> None:
+        """Not before the scheduler has taken it: a signal that there is not is the worse mistake."""
+        if self._options.signal and not (self._options.time_limit or self._options.preemptible or self._signal_told):
+            self._signal_told = True
+            text = "--signal has no effect without --time or --preemptible, unless the scheduler sets a time limit"
+            self._tell(wire.SAY, f"gsrun: {text}")
 
     def on_queued(self, queued: scheduler_pb2.Queued) -> None:
         if self._work.started:
@@ -132,7 +139,7 @@ class Holder:
         self._granted = None  # a grant that was not confirmed is over
         from gpusched.client.gsrun import words  # here and below: not before the command, where it can be helped
 
-        seen = words.place(queued, self._options.gpus)
+        seen = words.place(queued, self._options)
         self._is_back()
         if not self._seen and not self._waited:
             self._loop.set_timer("wait line", QUIET_SECONDS, self._show_wait)
@@ -197,7 +204,7 @@ class Holder:
             os._exit(exits.OWN_FAILURE)  # the front died this very moment
         from gpusched.client.gsrun import words
 
-        self._tell(wire.STARTED, self._work.pid, granted.job_id, words.gpus(granted.gpus))
+        self._tell(wire.STARTED, self._work.pid, granted.job_id, words.got(granted.gpus, self._options))
         self._let_go_of_streams()
         self._loop.set_timer("owner", OWNER_SECONDS, self._link.note_owner)
         if seconds := self._options.time_limit or words.limit_of(granted):
@@ -236,7 +243,8 @@ class Holder:
     def on_dry_run(self, dry_run: scheduler_pb2.DryRun) -> None:
         from gpusched.client.gsrun import words
 
-        self._tell(wire.ANSWER, words.outlook(dry_run))
+        self._say_idle_signal()
+        self._tell(wire.ANSWER, words.outlook(dry_run, self._options))
         self._exit(0)
 
     def on_away(self) -> None:
@@ -244,7 +252,7 @@ class Holder:
             return
         self._away = True
         if self._work.started:
-            self._tell(wire.SAY, "gsrun: the scheduler is away; holding your GPUs, the command goes on")
+            self._tell(wire.SAY, f"gsrun: the scheduler is away; holding your {self._held}, the command goes on")
         else:
             self._granted = None
             self._seen = ""
@@ -278,11 +286,11 @@ class Holder:
             return
         self._lost = True
         self._link.close()
-        why = "the job was cancelled" if code == exits.CANCELLED else "the scheduler took the GPUs back"
+        why = "the job was cancelled" if code == exits.CANCELLED else f"the scheduler took the {self._held} back"
         if not self._work.started:
             self._fail(f"{why}: {message}", code)
         if self._options.on_lost == "keep" and code != exits.CANCELLED and self._work.running:
-            text = "the command goes on (--on-lost keep), and its GPUs may be given to others"
+            text = f"the command goes on (--on-lost keep), and its {self._held} may be given to others"
             self._tell(wire.ERROR, f"gsrun: {why}: {message}; {text}")
             return
         self._end_work(f"{why}: {message}", code, min(LOST_GRACE_SECONDS, self._grace), message)
@@ -382,7 +390,7 @@ class Holder:
         if not self._work.started:
             from gpusched.client.units import format_duration
 
-            self._fail(f"no GPUs within {format_duration(self._options.max_wait)}", exits.NO_GPUS_NOW)
+            self._fail(f"no {self._held} within {format_duration(self._options.max_wait)}", exits.NO_GPUS_NOW)
 
     def _fail(self, message: str, code: int) -> NoReturn:
         self._tell(wire.ERROR, f"gsrun: {message}")

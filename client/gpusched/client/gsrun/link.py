@@ -28,6 +28,7 @@ FIRST_ANSWER_SECONDS = 3.0
 CONFIRM_SECONDS = 3.0
 CONFIRM_PAUSE_SECONDS = 0.05
 CONNECT_SECONDS = 5.0
+_HINT = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
 RESTART_AFTER_SECONDS = 3.0
 """How long a scheduler of our own user may be gone before a waiting gsrun starts it again."""
 
@@ -145,13 +146,18 @@ class Link:
             self._refuse(str(error), exits.USAGE if isinstance(error, UsageError) else asking.exit_code(error))
 
     def _run(self) -> None:
+        from gpusched.client.errors import ServerUnavailable
         from gpusched.client.serveruser import check_server_user
 
         if silent := bool(reach.silence(self._address)):
             from gpusched.client.autostart import ensure_server
 
             ensure_server(self._address, self._say)
-        check_server_user(self._address, self._say)
+        try:
+            check_server_user(self._address, self._say)
+        except ServerUnavailable:
+            self._refuse(self._unreachable("connection refused"), exits.NO_SERVER)
+            return
         while not self._closed:
             error = self._try_once()
             if error is None:
@@ -198,13 +204,15 @@ class Link:
             silent: nobody listened at the very first.
             seconds: since then.
         """
-        hint = "start one with `gpusched serve`, or give another address by --url or GPUSCHED_URL"
         late = seconds > FIRST_ANSWER_SECONDS
         if (silent or late) and (why := reach.silence(self._address)):
-            return f"no scheduler answers at {self._address} ({why}); {hint}"
+            return self._unreachable(why)
         if "HTTP/2" in str(error) or late:
-            return f"what listens at {self._address} does not answer as a scheduler does; {hint} ({error})"
+            return f"what listens at {self._address} does not answer as a scheduler does; {_HINT} ({error})"
         return ""
+
+    def _unreachable(self, why: str) -> str:
+        return f"no scheduler answers at {self._address} ({why}); {_HINT}"
 
     def _try_once(self) -> Exception | None:
         """Queue, or come back, and listen until the stream ends. Gives the error if it is worth trying again."""

@@ -55,12 +55,14 @@ def _run_inside(options: Options, environment: dict[str, str]) -> NoReturn:
     """Become the command, under the lease around us."""
     job_id = os.environ["GPUSCHED_JOB_ID"]
     if options.dry_run:
-        os._exit(put_out(f"would start now, on {options.gpus} of the GPUs of job {job_id}, inside which this runs\n"))
+        used = f"{options.gpus or 'none'} of the GPUs"
+        os._exit(put_out(f"would start now, on {used} of job {job_id}, inside which this runs\n"))
     ignored = nested.without_effect(options)
     if ignored and not options.quiet:
         _complain(f"inside job {job_id} this has no effect: {', '.join(ignored)}")
     if options.verbose:
-        _complain(f"inside job {job_id}: using its GPUs ({environment['CUDA_VISIBLE_DEVICES']})")
+        visible = environment["CUDA_VISIBLE_DEVICES"]
+        _complain(f"inside job {job_id}: using {f'its GPUs ({visible})' if visible else 'none of its GPUs'}")
     os.environ.update(environment)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them, and the command would inherit that

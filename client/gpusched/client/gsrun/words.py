@@ -5,27 +5,32 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from gpusched.client.gsrun import exits
 from gpusched.client.gsrun.line import counted, ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gpusched.client.gsrun.options import Options
     from gpusched.v1 import job_pb2, scheduler_pb2
 
 
-def place(queued: scheduler_pb2.Queued, wanted: int) -> str:
-    """The live line, less the time waited; `wanted` GPUs are waited for."""
+def place(queued: scheduler_pb2.Queued, options: Options) -> str:
+    """The live line, less the time waited, for what the command line asks for."""
     where = f"{ordinal(queued.position)} of {queued.total} in the queue" if queued.position else "not in line"
     message = queued.reason.message
-    parts = [where, message] if message.startswith("needs ") else [where, counted(wanted, "GPU"), message]
+    parts = [where, message] if message.startswith("needs ") else [where, asked(options), message]
     parts += _times(queued)
     return f"gsrun: {' · '.join(part for part in parts if part)}"
 
 
-def outlook(dry_run: scheduler_pb2.DryRun) -> str:
+def outlook(dry_run: scheduler_pb2.DryRun, options: Options) -> str:
     """The answer to `--dry-run`."""
     if dry_run.starts_now:
-        return f"would start now, on {gpus(dry_run.gpus)}"
+        return f"would start now, {'on' if dry_run.gpus else 'with'} {got(dry_run.gpus, options)}"
+    if options.immediate:
+        # Place and times are those of one that waits.
+        return f"would fail at once, as --immediate asks (status {exits.NO_GPUS_NOW}): {dry_run.reason.message}"
     text = f"would wait, {ordinal(dry_run.position)} in the queue: {dry_run.reason.message}"
     times = _times(dry_run)
     return f"{text} ({', '.join(times)})" if times else text
@@ -49,6 +54,26 @@ def limit_of(granted: scheduler_pb2.Granted) -> float:
     if not (granted.HasField("granted_at") and granted.HasField("expires_at")):
         return 0.0
     return (granted.expires_at.ToNanoseconds() - granted.granted_at.ToNanoseconds()) / 1e9
+
+
+def asked(options: Options) -> str:
+    """`2 GPUs`; of a request for none, what else it is for: `4 cores, 2 GiB of memory`."""
+    if options.gpus:
+        return counted(options.gpus, "GPU")
+    parts = []
+    if cpus := options.where.get("cpus"):
+        parts.append(counted(cpus, "core"))
+    if mem := options.where.get("mem"):
+        from gpusched.client.units import format_size
+
+        parts.append(f"{format_size(mem)} of memory")
+    return ", ".join(parts) or "no GPU"
+
+
+def got(granted: Iterable[job_pb2.AllocatedGpu], options: Options) -> str:
+    """What a command runs on: `GPU 0,1`; without any, what was asked for instead."""
+    listed = list(granted)
+    return gpus(listed) if listed else asked(options)
 
 
 def gpus(granted: Iterable[job_pb2.AllocatedGpu]) -> str:

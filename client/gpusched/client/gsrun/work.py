@@ -224,9 +224,9 @@ class Work:
     def _say_left(self, left: list[tree.Process]) -> None:
         which = f"{counted(len(left), 'process')} of the command: {tree.names_of(left)}"
         if self._leave_children and self._ending is None:
-            self._tell(wire.SAY, f"gsrun: left running, without the GPUs' lease, {which}")
+            self._tell(wire.SAY, f"gsrun: left running, without the lease, {which}")
         else:
-            self._tell(wire.ERROR, f"gsrun: not allowed to end {which}; the GPUs are given back all the same")
+            self._tell(wire.ERROR, f"gsrun: not allowed to end {which}; the lease ends all the same")
 
     def _result(self) -> Result:
         status = self._status

@@ -12,7 +12,6 @@ where all bookings leave room.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 
@@ -94,7 +93,8 @@ class Bookings:
 
     def copy(self) -> Bookings:
         """The same plan, to be tried out."""
-        twin = copy(self)
+        twin = Bookings()
+        twin.__dict__.update(self.__dict__)
         twin._profile = None if self._profile is None else self._profile.copy()
         twin._booked, twin._running, twin._order = dict(self._booked), dict(self._running), list(self._order)
         return twin

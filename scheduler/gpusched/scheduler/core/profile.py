@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from typing import Any, Protocol, Self, TypeAlias
 
 from gpusched.scheduler.core.model import Request
@@ -60,7 +59,8 @@ class _Stepped:
     _free: list[Any]
 
     def copy(self) -> Self:
-        twin = copy(self)
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         # What is free in a step is never changed in place.
         twin._times, twin._free = list(self._times), list(self._free)
         return twin

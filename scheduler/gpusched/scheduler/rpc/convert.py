@@ -14,7 +14,7 @@ from gpusched.scheduler.core.jobs import HistoryLine, Job, JobId
 from gpusched.scheduler.core.model import DeviceReading, ProcessReading
 from gpusched.scheduler.core.outlook import NOTHING, Expected
 from gpusched.scheduler.core.pool import Device, DeviceState, Node
-from gpusched.scheduler.core.states import Finished, Lease
+from gpusched.scheduler.core.states import Finished, Lease, Running
 from gpusched.scheduler.environment import lease_environment
 from gpusched.scheduler.rpc.basics import (
     KINDS,
@@ -199,6 +199,10 @@ def job(
     if lease is not None:
         message.gpus.extend(allocated(engine, lease.devices))
         message.lease_id = lease.id
+    ending = value.cancelling or value.preempting
+    if ending is not None and isinstance(status, Running):
+        message.ending = ending[0]
+        message.ending_at.CopyFrom(timestamp_at(ending[1]))
     if isinstance(status, Finished):
         message.ended_at.CopyFrom(timestamp_at(status.at))
         message.outcome.CopyFrom(outcome(status.outcome))

@@ -15,6 +15,8 @@ from gpusched.v1 import admin_pb2, policy_pb2
 FIELDS = tuple(field.name for field in fields(PolicySettings))
 #: Most shares, and most quotas.
 MAX_LIST = 1000
+#: Seconds; as the server's own option has it.
+LEAST_HALF_LIFE = 1.0
 _DURATIONS = ("freeze_wait", "aging", "starvation", "half_life", "preempt_after", "preempt_grace")
 
 
@@ -62,6 +64,14 @@ def _seconds(message: policy_pb2.Policy, name: str) -> float:
         raise Invalid(f"policy.{error.message}", field=f"policy.{name}") from None
 
 
+def _half_life(message: policy_pb2.Policy, name: str) -> float:
+    found = _seconds(message, name)
+    if found < LEAST_HALF_LIFE:
+        text = f"policy.{name}: {found:g} s is not allowed; it must be {LEAST_HALF_LIFE:g} s or more"
+        raise Invalid(text, field=f"policy.{name}")
+    return found
+
+
 def _shares(message: policy_pb2.Policy, name: str) -> tuple[tuple[str, float], ...]:
     _check_names(name, [share.path for share in message.shares])
     return tuple((share.path, share.shares) for share in message.shares)
@@ -86,6 +96,7 @@ def _check_names(field: str, names: list[str]) -> None:
 
 _READERS: dict[str, Callable[[policy_pb2.Policy, str], Any]] = {
     **dict.fromkeys(_DURATIONS, _seconds),
+    "half_life": _half_life,
     "shares": _shares,
     "quotas": _quotas,
 }
