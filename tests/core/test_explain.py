@@ -255,3 +255,18 @@ def test_who_goes_before_for_cores_is_said_to_need_them(box: NewBox) -> None:
     b.submit(1, cpus=4, user="eve")
     behind = b.submit(1, cpus=1)
     assert b.why(behind).message == "waits behind job 2 (eve), which needs 1 GPU with 4 cores"
+
+
+def test_the_head_of_all_waits_behind_nobody_either(box: NewBox) -> None:
+    """One that blocks everybody and has others of its kind behind it, which would fit as far as counts tell."""
+    b = box("2", "2", policy=PolicySettings(backfill="easy"))
+    one, two = b.submit(2, per_node=2, time_limit=9.0), b.submit(2, per_node=2, time_limit=9.0)
+    b.release(one)
+    b.submit(1, node="a", time_limit=9.0)
+    b.release(two)
+    b.submit(1, node="b", time_limit=9.0)
+    head, second = b.submit(2, per_node=2), b.submit(2, per_node=2)
+    for _ in range(2):
+        assert b.why(head).message.startswith("needs 2 GPUs (2 on each node), 2 free; ")
+        assert b.why(second).ahead == head
+        b.cancel(b.submit(3))

@@ -164,10 +164,11 @@ class Job:
     def note(self, at: float, message: str) -> HistoryLine:
         """Add a line to the history without a change of state. Returns it."""
         line = HistoryLine(at, self.status.state, message)
-        self.history.append(line)
-        if len(self.history) > HISTORY_LINES:
+        history = self.history
+        history.append(line)
+        if len(history) > HISTORY_LINES:
             # The first line (how it came to be) is worth more than the second.
-            del self.history[1]
+            del history[1]
         return line
 
     def gate_at(self, now: float) -> Gate | None:

@@ -74,6 +74,7 @@ class Pass(Candidates):
                 elif shortest and found.verdict is WAITS:
                     later.append(found)
                 if start is None and not shortest and self._all_behind_one():
+                    self._set_behind(head[3] for head in heads if head[3] is not found)
                     heads = self._hopeful(heads)
                 continue
             if shortest:
@@ -121,13 +122,20 @@ class Pass(Candidates):
                 eligible = found.eligible = self._pool.eligible(found.request)
             start = self._first(job.key, found, eligible)
             if start is None:
-                heads = [head for head in self._heads() if head[3] is not found]
+                behind: list[Head] = []
                 if self._backfill and found.verdict is WAITS:
-                    self._push_candidate(heads, 0, job.key, 0, found)
+                    self._push_candidate(behind, 0, job.key, 0, found)
+                others = [other for other in queue.classes.values() if other is not found]
                 if self._all_behind_one():
-                    return self._hopeful(heads)
-                heapify(heads)
-                return heads
+                    # The one lane's number need not be looked up, nor the first of those who are too large.
+                    free = self._pool.free_total if self._backfill else -1
+                    self._set_behind(others)
+                    others = [other for other in others if other.request.gpus <= free]
+                    behind += [(0, other.keys.first(), number, other) for number, other in enumerate(others, 1)]  # type: ignore[misc]
+                    return self._hopeful(behind)
+                behind += [(0, other.keys.first(), number, other) for number, other in enumerate(others, 1)]  # type: ignore[misc]
+                heapify(behind)
+                return behind
             yield start
         heads = self._heads()
         heapify(heads)
