@@ -218,11 +218,13 @@ def test_a_command_does_not_answer_for_the_supervisors_memory(
 
 TOLD = (
     sys.executable,
-    "-uc",
-    "import signal, sys\n"
-    "signal.signal(signal.SIGUSR1, lambda *_: print('usr1'))\n"
-    "signal.signal(signal.SIGTERM, lambda *_: (print('term'), sys.exit(9)))\n"
-    "print('up')\n"
+    "-c",
+    # Each line in one write: the supervisor writes lines of its own to the same file.
+    "import os, signal, sys\n"
+    "say = lambda text: os.write(1, text + b'\\n')\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: say(b'usr1'))\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (say(b'term'), sys.exit(9)))\n"
+    "say(b'up')\n"
     "while True: signal.pause()",
 )
 
