@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -227,19 +227,17 @@ def test_what_cannot_be_written_is_said_and_costs_nothing_else(option: str, log:
     assert "wait, mean" in done.stdout
 
 
+def run_into(out: IO[str] | int, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command whose standard output goes there."""
+    options: dict[str, Any] = {"stdout": out, "stderr": subprocess.PIPE, "text": True, "timeout": 60, "check": False}
+    return subprocess.run(command, env=clean_environment(), **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--json",), ("--help",), ("--starts", "-")])
 def test_a_full_standard_output_is_said(words: tuple[str, ...], log: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*CLI, "simulate", log, *BOX, *words],
-            env=clean_environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_into(full, *CLI, "simulate", log, *BOX, *words)
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (1, "gpusched: cannot write to the standard output: No space left on device")
     assert len(done.stderr.splitlines()) == 1 or words == ("--starts", "-")
@@ -256,18 +254,9 @@ def test_a_standard_output_that_is_gone(closed: bool, status: int, said: str, lo
     starts = log.with_name("starts.csv")
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [
-            *("bash", "-c", f'exec "$@" {">&-" if closed else ""}', "-", sys.executable, "-m", "gpusched.scheduler"),
-            *("simulate", log, *BOX, "--starts", starts),
-        ],
-        env=clean_environment(),
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    shell = ("bash", "-c", f'exec "$@" {">&-" if closed else ""}', "-")
+    command = (sys.executable, "-m", "gpusched.scheduler", "simulate", log, *BOX, "--starts", starts)
+    done = run_into(writer, *shell, *command)
     os.close(writer)
     assert (done.returncode, done.stderr) == (status, said)
     assert starts.read_text().startswith("job_id,start_s\n1,0\n")

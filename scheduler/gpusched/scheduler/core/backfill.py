@@ -150,16 +150,12 @@ class Candidates:
             and not self._pool.counting
         )
 
-    def _set_behind(self, classes: Iterable[JobClass]) -> None:
-        """Note of classes that they are all behind one job."""
-        blocker = self._blockers[0][1]
-        for found in classes:
-            found.verdict, found.blocked_by, found.unavailable_since = BEHIND, blocker, None
-
-    def _hopeful(self, heads: Iterable[Head]) -> list[Head]:
-        """Of classes that are all behind one job, those of which somebody may start, as far as counts can tell."""
-        free, left = self._pool.free_total, []
+    def _hopeful(self, heads: Iterable[Head], own: JobClass) -> list[Head]:
+        """Of classes that are all behind one job, its own aside, those of which somebody may start, as counts tell."""
+        blocker, free, left = self._blockers[0][1], self._pool.free_total, []
         for lane, key, number, found in heads:
+            if found is not own:
+                found.verdict, found.blocked_by, found.unavailable_since = BEHIND, blocker, None
             need = found.request.gpus
             if not self._backfill or need > free:
                 continue

@@ -109,9 +109,9 @@ class Bookings:
         pool: Pool,
         ends: Ends,
         now: float,
-        slots: int | None = None,
-        left_out: Callable[[Job], bool] | None = None,
-        aside: Callable[[JobClass], bool] | None = None,
+        slots: int | None,
+        left_out: Callable[[Job], bool] | None,
+        aside: Callable[[JobClass], bool],
     ) -> Iterator[Start]:
         """Bring the plan up to date and decide what starts. The caller performs each start before the next.
 
@@ -126,8 +126,8 @@ class Bookings:
         """
         depth = DEPTH_COUNTED if pool.counting else DEPTH
         gone: set[ClassId] = set()
-        for found in queue.classes.values() if aside is not None else ():
-            if aside is not None and aside(found):
+        for found in queue.classes.values():
+            if aside(found):
                 gone.add(found.id)
             elif found.verdict is Verdict.SET_ASIDE:
                 found.verdict = Verdict.UNSEEN  # what it waits for is back
@@ -150,7 +150,7 @@ class Bookings:
                     yield Start(job, devices, tuple(passed))
                     continue
             found = queue.class_of(job)
-            if job.key == found.keys.first():  # a class is told of as its first job is
+            if found.is_told_as(job.key):
                 blockers.judge(found)
                 blockers.add(found, job)
             if len(passed) < 8:
@@ -177,7 +177,7 @@ class Bookings:
             if index[found.lane] < lane or found.verdict is Verdict.SET_ASIDE:
                 continue
             key = found.keys.after(last_key) if found.lane == last.lane else found.keys.first()
-            if key is not None and key == found.keys.first():
+            if key is not None and found.is_told_as(key):
                 blockers.judge(found)
             # Any that comes next, until one does not fit; then only those that are over before the first booking.
             most = NEVER

@@ -84,7 +84,7 @@ def _may_claim(engine: Moves, head: Job, now: float) -> bool:
     limit, grace = head.spec.max_wait, engine.settings.policy.preempt_grace
     gives_up = head.spec.immediate or (limit is not None and head.submitted_at + limit <= now + grace)
     # A share, or something of a host, cannot be kept for anybody (docs/scheduling.md, "Preemption").
-    return not (gives_up or head.request.counted or _is_over_quota(engine, head))
+    return not (gives_up or head.request.counted or engine.excess(head) is not None)
 
 
 def _choose(engine: Moves, head: Job, running: list[Job], now: float) -> Choice | None:
@@ -107,7 +107,7 @@ def heads(engine: Moves) -> list[Job]:
         if job.id not in engine.claims and (
             found.verdict in (Verdict.QUOTA, Verdict.SET_ASIDE)
             # A pass that may start nobody looks at nobody, so that what it says of quotas may be old.
-            or _is_over_quota(engine, job)
+            or engine.excess(job) is not None
         ):
             continue
         eligible = pool.eligible(found.request)
@@ -115,10 +115,6 @@ def heads(engine: Moves) -> list[Job]:
             out.append(job)
         blocked |= eligible
     return out
-
-
-def _is_over_quota(engine: Moves, job: Job) -> bool:
-    return engine.quotas is not None and engine.quotas.excess(job.spec.owner.name, job.request.gpus) is not None
 
 
 def end(engine: Moves, job_id: JobId) -> None:

@@ -122,10 +122,7 @@ def foresee(engine: Ground, job: Job, choice: Choice | None = None) -> Reason:
     if over is not None:
         return over
     if choice is not None:
-        who = ", ".join(
-            f"job {each.id} ({each.spec.owner.name}{', ' * bool(each.name)}{each.name})" for each in choice.victims[:3]
-        )
-        who += f" and {len(choice.victims) - 3} more" if len(choice.victims) > 3 else ""
+        who = _few([f"job {each.id} ({_owner(each.spec.owner.name, each.name)})" for each in choice.victims])
         text = f"it would end {who} for that" if who else "they are about to be empty"
         return Reason(Code.RESOURCES, f"needs {_gpus(needed)}, {free} free; {text}", needed, free)
     eligible = engine.pool.eligible(job.request)
@@ -173,8 +170,7 @@ def lines(engine: Ground, job: Job, reason: Reason, now: float) -> list[str]:
     for blocker in _blockers(engine, job, mended=None):
         if blocker.job is not None:
             held = "shared by" if blocker.device in engine.pool.divided else "kept for" if blocker.kept else "held by"
-            name = f", {blocker.job_name}" if blocker.job_name else ""
-            what = f"{held} job {blocker.job} ({blocker.user}{name})"
+            what = f"{held} job {blocker.job} ({_owner(blocker.user, blocker.job_name)})"
         else:
             device = engine.pool.devices[blocker.device]
             what = (device_text(engine, device) or blocker.state.value).removeprefix(f"GPU {blocker.index}: ")
@@ -202,8 +198,7 @@ def device_text(engine: Ground, device: Device) -> str:
     if drained is not None and engine.pool.state(device) in (DeviceState.DRAINED, DeviceState.ALLOCATED):
         return f"drained: {drained}" if drained else "drained"
     if device.kept is not None and device.holder is None and (job := engine.jobs.get(device.kept)) is not None:
-        name = f", {job.name}" if job.name else ""
-        return f"kept for job {job.id} ({job.spec.owner.name}{name})"
+        return f"kept for job {job.id} ({_owner(job.spec.owner.name, job.name)})"
     if device.over and not device.message:
         who = ", ".join(
             f"job {number} takes {format_bytes(used)}, and asked for {format_bytes(device.shares[number].memory)}"
@@ -237,8 +232,7 @@ def _stopped(engine: Ground, needed: int, *, claimed: bool = False) -> Reason | 
 
 def _over_quota(engine: Ground, job: Job) -> Reason | None:
     """What its owner's quota has to say, None if it may start as far as that goes."""
-    needed, quotas = job.request.gpus, engine.quotas
-    excess = None if quotas is None else quotas.excess(job.spec.owner.name, needed)
+    needed, quotas, excess = job.request.gpus, engine.quotas, engine.excess(job)
     if quotas is None or excess is None:
         return None
     if not excess.jobs and needed > excess.quota.gpus:
@@ -258,8 +252,7 @@ def _claimed(engine: Ground, job: Job, claim: Claim) -> Reason:
     leaving = [
         each for each in engine.running.values() if set(each.lease.devices if each.lease else ()) & set(claim.devices)
     ]
-    who = ", ".join(f"job {each.id} ({each.spec.owner.name})" for each in leaving[:3])
-    who += f" and {len(leaving) - 3} more" if len(leaving) > 3 else ""
+    who = _few([f"job {each.id} ({each.spec.owner.name})" for each in leaving])
     text = f"needs {_gpus(needed)}; " + (f"{who} is ending for it" if who else "they are about to be empty")
     return Reason(Code.RESOURCES, text, needed, free, until=claim.until)
 
@@ -285,11 +278,10 @@ def _gated(job: Job, gate: Gate, needed: int) -> Reason:
 
 
 def _behind(job: Job, needed: int, free: int) -> Reason:
-    name = f", {job.name}" if job.name else ""
     request = job.request
     what = describe(request) if request.counted and not request.shared else ""
     wants = what.removeprefix("with ") if what and not request.gpus else f"{_gpus(request.gpus)} {what}".rstrip()
-    text = f"waits behind job {job.id} ({job.spec.owner.name}{name}), which needs {wants}"
+    text = f"waits behind job {job.id} ({_owner(job.spec.owner.name, job.name)}), which needs {wants}"
     return Reason(Code.PRIORITY, text, needed, free, ahead=job.id)
 
 
@@ -354,8 +346,7 @@ def _resources_text(engine: Ground, request: Request, free: int, blockers: tuple
         indices = ",".join(f"{blocker.node}:{blocker.index}" if several else f"{blocker.index}" for blocker in group)
         until = group[0].until
         if until is not None and engine.show_time is not None:
-            who = f"{group[0].user}, {group[0].job_name}" if group[0].job_name else group[0].user
-            text += f"; GPU {indices} until {engine.show_time(until)} ({who})"
+            text += f"; GPU {indices} until {engine.show_time(until)} ({_owner(group[0].user, group[0].job_name)})"
         else:
             text += f"; GPU {indices} {'kept for' if group[0].kept else 'held by'} {_who(group[0])}"
     if len(held) > 3:
@@ -395,6 +386,16 @@ def _sharers(engine: Ground, device: Device) -> Iterator[tuple[JobId, str, str, 
     for number in device.shares:
         job = engine.jobs[number]
         yield number, job.name, job.spec.owner.name, None if job.lease is None else job.lease.expires_at
+
+
+def _owner(user: str, name: str) -> str:
+    """Whose a job is, and what it is called."""
+    return f"{user}, {name}" if name else user
+
+
+def _few(words: list[str]) -> str:
+    """Three at most, and how many more."""
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
 def _who(blocker: Blocker) -> str:

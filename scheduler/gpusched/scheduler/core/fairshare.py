@@ -45,9 +45,7 @@ class UsageBook:
             return
         value, at, held = known
         if now > at and (value or held):
-            half_life = self.half_life
-            left = 2.0 ** ((at - now) / half_life)
-            value = value * left + held * (1.0 - left) * half_life / _LN2  # as `_decayed` has it
+            value = self._decayed(value, held, now - at)
         self._users[user] = (value, now, held + gpus)
 
     def put(self, user: str, used: float, now: float) -> None:

@@ -22,7 +22,7 @@ from gpusched.scheduler.core.planner import Pass
 from gpusched.scheduler.core.pool import Pool, Rules
 from gpusched.scheduler.core.preemption import Claim
 from gpusched.scheduler.core.queue import JobQueue, Verdict
-from gpusched.scheduler.core.quotas import quotas_of
+from gpusched.scheduler.core.quotas import Excess, quotas_of
 from gpusched.scheduler.core.reservation import Reservation
 from gpusched.scheduler.core.settings import Settings
 from gpusched.scheduler.core.states import Status
@@ -143,14 +143,18 @@ class Ground:
         running = self.running
         return max(0, slots - sum(all(v not in running for v in each.victims) for each in self.claims.values()))
 
+    def excess(self, job: Job) -> Excess | None:
+        """The quota that a job would exceed if it started, None if it may as far as that goes."""
+        return None if self.quotas is None else self.quotas.excess(job.spec.owner.name, job.request.gpus)
+
     def left_out(self, job: Job) -> bool:
         """Whether a waiting job is no business of the plan now: it has a claim, or its owner has all that he may."""
         if job.id in self.claims:
             return True
-        if self.quotas is None or self.quotas.excess(job.spec.owner.name, job.request.gpus) is None:
+        if self.excess(job) is None:
             return False
         found = self.queue.class_of(job)
-        if job.key == found.keys.first():  # a class is told of as its first job is
+        if found.is_told_as(job.key):
             found.verdict = Verdict.QUOTA
         return True
 

@@ -106,8 +106,7 @@ class Moves(Ground):
         said = "granted 1 GPU" if count == 1 else f"granted {count} GPUs"
         self._move(job, Running(now, lease, confirmed=spec.auto_confirm), now, said)
         self._changes.leases.append(LeaseRecord(epoch, job.id, devices, now, spec.request.shared))
-        if confirm_by is not None or limit is not None:
-            self._watch_lease(job, lease)
+        self._watch_lease(job, lease)
         self._out.append(do.StartRun(job.id, lease, job.attempt) if batch else do.Granted(job.id, lease))
 
     def _watch_lease(self, job: Job, lease: Lease, earliest: float = 0.0) -> None:

@@ -96,12 +96,12 @@ class Outlook:
         else:
             forecast = self._plan([*ahead, job], now, self._duration, strict=backfill == "none").get(job.id)
         promise = None
-        if not self._may_promise(job):
-            promise = None
-        elif backfill == "none":
-            promise = self._plan([*ahead, job], now, limit_of, strict=True).get(job.id) if rank <= depth else None
-        elif self.found_last is not None and self.found_last[0] == job.id and self.found_last[1] != NEVER:
-            promise = self.found_last[1]
+        if self._may_promise(job):
+            if backfill == "none" and rank <= depth:
+                promise = self._plan([*ahead, job], now, limit_of, strict=True).get(job.id)
+            elif backfill != "none" and self.found_last is not None and self.found_last[0] == job.id:
+                promise = self.found_last[1]
+        promise = None if promise == NEVER else promise
         if promise is not None and forecast is not None:
             forecast = min(forecast, promise)
         return Expected(

@@ -74,8 +74,7 @@ class Pass(Candidates):
                 elif shortest and found.verdict is WAITS:
                     later.append(found)
                 if start is None and not shortest and self._all_behind_one():
-                    self._set_behind(head[3] for head in heads if head[3] is not found)
-                    heads = self._hopeful(heads)
+                    heads = self._hopeful(heads, found)
                 continue
             if shortest:
                 if self.out_of_service(found, eligible):
@@ -122,20 +121,13 @@ class Pass(Candidates):
                 eligible = found.eligible = self._pool.eligible(found.request)
             start = self._first(job.key, found, eligible)
             if start is None:
-                behind: list[Head] = []
+                heads = [head for head in self._heads() if head[3] is not found]
                 if self._backfill and found.verdict is WAITS:
-                    self._push_candidate(behind, 0, job.key, 0, found)
-                others = [other for other in queue.classes.values() if other is not found]
+                    self._push_candidate(heads, 0, job.key, 0, found)
                 if self._all_behind_one():
-                    # The one lane's number need not be looked up, nor the first of those who are too large.
-                    free = self._pool.free_total if self._backfill else -1
-                    self._set_behind(others)
-                    others = [other for other in others if other.request.gpus <= free]
-                    behind += [(0, other.keys.first(), number, other) for number, other in enumerate(others, 1)]  # type: ignore[misc]
-                    return self._hopeful(behind)
-                behind += [(0, other.keys.first(), number, other) for number, other in enumerate(others, 1)]  # type: ignore[misc]
-                heapify(behind)
-                return behind
+                    return self._hopeful(heads, found)
+                heapify(heads)
+                return heads
             yield start
         heads = self._heads()
         heapify(heads)
@@ -216,19 +208,14 @@ class Pass(Candidates):
                 self._borrowers.append((index[found.lane], key, number, found))
         yield from self._borrow()
 
-    def wanted(self) -> set[str]:
-        """Devices that somebody waits for who may start."""
-        wanted: set[str] = set()
-        for found in self._queue.classes.values():
-            if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE):
-                wanted |= self._pool.eligible(found.request)
-        return wanted
-
     def _borrow(self) -> Iterator[Start]:
         """Let jobs start over their owners' quotas on devices that no other waiting job could use."""
         pool, queue = self._pool, self._queue
         heads, self._borrowers = self._borrowers, []
-        wanted = self.wanted()
+        wanted: set[str] = set()
+        for found in queue.classes.values():
+            if found.verdict not in (Verdict.QUOTA, Verdict.SET_ASIDE):
+                wanted |= pool.eligible(found.request)
         # What is kept for somebody is so within his quota: who exceeded it would have it taken from him.
         claimed = [job for number in self._with_claims if (job := queue.get(number)) is not None]
         bound = {quota.name for job in claimed for quota in self._quotas_of(job)}
